@@ -1,0 +1,94 @@
+// The first argument of every operation. A CPU stream runs the operation inline on the threads of its rank and
+// owns their scratch memory; a CUDA stream queues it.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "runtime/arena.h"
+
+namespace transxssm {
+
+enum class DeviceKind : uint8_t { cpu, cuda };
+
+struct Device {
+  DeviceKind kind = DeviceKind::cpu;
+  int index = 0;
+};
+
+class Stream {
+ public:
+  // A CPU stream of `num_threads` threads. Make it on the thread that uses it: OpenMP (and with it oneDNN) keeps
+  // its number of threads per calling thread.
+  explicit Stream(int num_threads = 1);
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  Device device() const { return device_; }
+  int num_threads() const { return num_threads_; }
+  int64_t scratch_bytes() const;  // high-water mark
+
+ private:
+  friend class Scratch;
+  Device device_;
+  int num_threads_;
+  std::vector<Arena> blocks_;  // grows in the first step only; blocks_[i] serves the i-th open Scratch
+  size_t open_ = 0;
+};
+
+// Scratch memory of one operation, last in first out: a local variable.
+class Scratch {
+ public:
+  Scratch(Stream& stream, int64_t bytes);
+  ~Scratch() { --stream_.open_; }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  Carver carver() const { return carver_; }
+  template <class T>
+  T* data() const {
+    Carver carver = carver_;
+    return carver.take(DTypeOf<T>::value, {0}).template data<T>();
+  }
+
+ private:
+  Stream& stream_;
+  Carver carver_;
+};
+
+// Runs fn(begin, end) over contiguous ranges that cover [0, count), one a thread; ranges are multiples of
+// `grain`. fn must not throw. Results must not depend on the cut: sum into fixed blocks, never per thread.
+template <class Fn>
+void parallel_ranges(const Stream& stream, int64_t count, int64_t grain, Fn&& fn) {
+  const int64_t blocks = (count + grain - 1) / grain;
+  const int threads = static_cast<int>(std::min<int64_t>(stream.num_threads(), blocks));
+  if (threads <= 1) {
+    if (count > 0) fn(int64_t{0}, count);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t t = omp_get_thread_num();
+    const int64_t n = omp_get_num_threads();
+    const int64_t begin = blocks * t / n * grain;
+    const int64_t end = std::min(count, blocks * (t + 1) / n * grain);
+    if (begin < end) fn(begin, end);
+  }
+}
+
+// Runs fn(i, thread) for every i in [0, count), handed out one at a time: for items of unequal cost.
+// thread < stream.num_threads() names the caller's private scratch. fn must not throw.
+template <class Fn>
+void parallel_items(const Stream& stream, int64_t count, Fn&& fn) {
+  const int threads = static_cast<int>(std::min<int64_t>(stream.num_threads(), count));
+  if (threads <= 1) {
+    for (int64_t i = 0; i < count; ++i) fn(i, 0);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (int64_t i = 0; i < count; ++i) fn(i, omp_get_thread_num());
+}
+
+}  // namespace transxssm
