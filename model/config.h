@@ -1,0 +1,57 @@
+// The shape of a model: everything that decides which parameters exist and what is computed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace transxssm {
+
+// Defaults here are the only ones; message ModelConfig of model.proto has the same fields, all optional.
+struct ModelConfig {
+  int64_t vocab_size = 0;    // V, padding excluded; required
+  int64_t d_model = 0;       // D; required
+  int64_t num_layers = 0;    // L; required
+  int64_t num_heads = 0;     // H of attention and state-space layers; required
+  int64_t num_kv_heads = 0;  // KV; 0: num_heads. Read it through kv_heads()
+  int64_t d_ff = 0;          // F; required
+  int64_t d_state = 128;     // N
+  int64_t num_groups = 0;    // G; 0: num_heads. Read it through groups()
+  int64_t chunk = 256;       // Q, tokens of a chunk of the state-space scan
+  int64_t attn_period = 8;   // layer i is attention where i % attn_period == attn_offset, else state-space
+  int64_t attn_offset = 7;
+  double rope_base = 10000;
+  double norm_eps = 1e-6;
+  bool learned_residual = true;  // per-channel weights on the residual stream, initialised to one
+  bool tie_embeddings = true;    // the LM head is the embedding
+  bool d_skip = false;           // Y += D_skip * X in state-space layers
+  double initializer_range = 0.02;
+  int64_t max_position_embeddings = 2048;  // longest row the model is meant for; positions beyond it only warn
+
+  int64_t head_dim() const { return num_heads > 0 ? d_model / num_heads : 0; }  // P
+  int64_t kv_heads() const { return num_kv_heads > 0 ? num_kv_heads : num_heads; }
+  int64_t groups() const { return num_groups > 0 ? num_groups : num_heads; }
+  bool is_attention(int64_t layer) const { return layer % attn_period == attn_offset; }
+  int64_t num_attention_layers() const;
+  bool operator==(const ModelConfig&) const = default;
+};
+
+// Reads a textproto of message ModelConfig. `preset: "tiny"` gives the fields that are not set otherwise.
+// Throws UsageError with line and column for text that does not parse, and for an unknown preset.
+ModelConfig model_config_from_text(std::string_view textproto);
+// The textproto with every field in order of its number, one a line: equal configurations give equal text, and
+// reading it gives the configuration back.
+std::string to_text(const ModelConfig& config);
+
+// Every mistake as "field: what is wrong, with the nearest legal value"; empty where there is none.
+std::vector<std::string> problems(const ModelConfig& config);
+// Likewise for a mesh: what does not divide by `tp` or is too shallow for `pp`. Fields are named "parallel.tp"
+// and "parallel.pp". For a configuration without problems.
+std::vector<std::string> mesh_problems(const ModelConfig& config, int pp, int tp);
+
+// The named shapes: "tiny", "transxssm-320m", ...
+std::vector<std::string> model_preset_names();
+ModelConfig model_preset(std::string_view name);  // throws UsageError naming the known ones
+
+}  // namespace transxssm
