@@ -12,13 +12,13 @@
 namespace transxssm {
 
 struct Option {
-  std::string name;                  // with dashes: "--config"
-  std::string value = {};            // placeholder: "FILE"; "FILE..." takes one or more; empty: a flag
+  std::string name;        // with dashes: "--config"
+  std::string value = {};  // placeholder: "FILE"; "FILE..." takes one or more; empty: a flag
   std::string help = {};
-  std::string standard = {};         // default, as a user would type it; empty: none
-  bool repeatable = false;           // may be given several times
+  std::string standard = {};  // default, as a user would type it; empty: none
+  bool repeatable = false;    // may be given several times
   bool required = false;
-  std::string group = "Options";     // heading in --help
+  std::string group = "Options";          // heading in --help
   std::vector<std::string> choices = {};  // legal values, where there is a list
 };
 
@@ -31,7 +31,7 @@ struct Positional {
 // What the user gave. Names are those of the table ("--config", "DIR"); asking for another name is a bug.
 class Arguments {
  public:
-  bool has(const std::string& name) const;   // given by the user
+  bool has(const std::string& name) const;  // given by the user
   bool flag(const std::string& name) const { return has(name); }
   // The value, or the default of the table, or "".
   std::string text(const std::string& name) const;
@@ -67,12 +67,12 @@ struct Program {
   std::vector<Command> commands;
 };
 
-// Finds the command, reads its arguments and runs it; --help, --version and `completion bash` print to standard
-// output. Throws UsageError with a hint for anything that is not in the table.
+// Finds the command, reads its arguments and runs it; --help, --version and `completion bash` print to
+// standard output. Throws UsageError with a hint for anything that is not in the table.
 int run_program(const Program& program, const std::vector<std::string>& arguments);
 
-// The text of --help for one command, or for the program where `command` is null (a group such as "data" where
-// `group` is not empty).
+// The text of --help for one command, or for the program where `command` is null (a group such as "data"
+// where `group` is not empty).
 std::string command_help(const Program& program, const Command& command);
 std::string program_help(const Program& program, const std::string& group = "");
 // A script for bash: `source <(transxssm completion bash)`.
