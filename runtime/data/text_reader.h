@@ -1,0 +1,61 @@
+// Streams documents out of text and JSONL files, plain, gzip or zstd (told by their first bytes), as valid
+// UTF-8, in memory that does not grow with the input.
+//
+// A text document longer than a piece is cut where no supported pre-tokenizer can join the two sides and an
+// added space changes nothing: before a space that follows an ASCII letter or digit; failing that, after a
+// lone newline between two characters that are not spaces. The ids of the pieces, one after the other, are
+// then the ids of the whole. Where 16 MiB hold no such place the cut is made between any two characters and
+// counted in `unsafe_cuts()`. (An added token with a letter and a space inside would be missed if a cut fell
+// there.)
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace transxssm {
+
+struct TextReaderOptions {
+  std::vector<std::string> inputs;
+  std::string separator;  // text files: documents end at this string, which is dropped; empty: one a file
+  std::string field;      // not empty: JSONL, the document is this string field of each line
+  bool replace_invalid_utf8 =
+      false;  // U+FFFD for each ill-formed sequence; false: DataError with the byte offset
+  int64_t piece_bytes = 1 << 20;
+};
+
+struct TextPiece {
+  std::string text;
+  bool ends_document = true;
+};
+
+class TextReader {
+ public:
+  static constexpr int64_t kMaxPiece = 16 << 20;
+  static constexpr int64_t kMaxLine = 32 << 20;  // of JSONL, in bytes: a longer one is a DataError
+
+  // Opens every input once, so that a missing one is reported before work begins.
+  explicit TextReader(TextReaderOptions options);
+  ~TextReader();
+  // The next piece; false at the end. Documents without text are skipped. DataErrors name file and offset or
+  // line.
+  bool next(TextPiece& piece);
+
+  int64_t bytes_read() const;      // of the files as stored, for a progress bar
+  int64_t total_bytes() const;     // of all files as stored
+  int64_t text_bytes() const;      // of the pieces handed out
+  int64_t replaced_bytes() const;  // ill-formed sequences replaced
+  int64_t unsafe_cuts() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Where the text may be cut without changing its token ids (see above): the last such position in
+// (0, text.size()), or 0. The bytes after the position must exist to be judged, so the end of `text` is never
+// one.
+size_t last_safe_cut(const std::string& text);
+
+}  // namespace transxssm

@@ -1,0 +1,123 @@
+// Token files: the indexed dataset of Megatron-LM, PREFIX.bin (token ids, nothing else) and PREFIX.idx (its
+// sequences and documents), little-endian. Layout of .idx:
+//   0 magic "MMIDIDX\0\0" (9 bytes)  9 u64 version 1  17 u8 dtype (4 i32, 8 u16)  18 u64 S  26 u64 D+1
+//   34 i32 length[S] in tokens, i64 byte offset in .bin [S], i64 document[D+1] (first sequence of each
+//   document)
+// Facts of our own stand in an optional PREFIX.json, so that other readers see the two files they know.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "runtime/file_system.h"
+
+namespace transxssm {
+
+// What PREFIX.json says beside the counts. It is believed only where its counts and the digest fit the .idx.
+struct TokenFileFacts {
+  int64_t text_bytes = 0;        // bytes of the text the tokens stand for
+  int32_t max_token_id = -1;     // -1: no tokens
+  int64_t vocab_size = 0;        // of the tokenizer
+  int32_t end_of_document = -1;  // the id appended to every document; -1: none
+  std::string tokenizer;         // file the ids come from
+};
+
+// Writes token files, streaming: memory does not grow with the number of tokens or documents. Nothing is
+// visible under the final names before finish(); a crash leaves the old files or none.
+class TokenFileWriter {
+ public:
+  // u16 ids where vocab_size < 65500, else i32, as Megatron-LM chooses. DataError where PREFIX.bin or
+  // PREFIX.idx exists and `overwrite` is false.
+  TokenFileWriter(FileSystem& files, std::string prefix, int64_t vocab_size, bool overwrite);
+  ~TokenFileWriter();  // removes the temporary files of a file that was not finished
+  TokenFileWriter(const TokenFileWriter&) = delete;
+  TokenFileWriter& operator=(const TokenFileWriter&) = delete;
+
+  void add_tokens(
+      std::span<const int32_t> tokens);  // to the open sequence; DataError for an id outside [0, V)
+  void end_sequence();                   // also an empty one
+  // Ends the open sequence if it has tokens, then the document. A document may have no sequence at all.
+  void end_document();
+  // Publishes .bin, .json and last .idx. `facts.max_token_id` and `facts.vocab_size` are filled in here.
+  void finish(TokenFileFacts facts);
+
+  int64_t num_tokens() const { return num_tokens_; }
+  int64_t num_documents() const { return num_documents_; }
+  int64_t token_bytes() const { return token_bytes_; }
+  int32_t max_token_id() const { return max_token_id_; }
+
+ private:
+  class Spool;
+  void write_index(const std::string& path);
+  FileSystem& files_;
+  std::string prefix_;
+  int64_t vocab_size_;
+  int64_t token_bytes_;
+  int32_t max_token_id_ = -1;
+  int64_t num_tokens_ = 0;
+  int64_t num_sequences_ = 0;
+  int64_t num_documents_ = 0;
+  int64_t sequence_tokens_ = 0;
+  bool finished_ = false;
+  std::unique_ptr<Spool> bin_, lengths_, documents_;
+};
+
+// A memory-mapped pair of token files. Every field and array of .idx is checked at open against the
+// definition and the sizes of both files; errors are DataErrors that name file, field, and what was expected.
+// Readable from any number of threads.
+class TokenFile {
+ public:
+  explicit TokenFile(const std::string& prefix);
+  ~TokenFile();
+  TokenFile(TokenFile&& other) noexcept;
+  TokenFile& operator=(TokenFile&&) = delete;
+
+  const std::string& prefix() const { return prefix_; }
+  int64_t token_bytes() const { return token_bytes_; }  // 2 (u16) or 4 (i32)
+  int64_t num_tokens() const { return num_tokens_; }
+  int64_t num_sequences() const { return num_sequences_; }
+  int64_t num_documents() const { return num_documents_; }
+  uint64_t digest() const { return digest_; }  // 64-bit hash of the whole .idx
+  const std::optional<TokenFileFacts>& facts() const { return facts_; }
+
+  int32_t token(int64_t i) const;
+  void read(int64_t begin, int64_t count, int32_t* out) const;  // tokens [begin, begin + count)
+  // Token at which document d starts, d in [0, num_documents()]; the last is num_tokens().
+  int64_t document_begin(int64_t d) const;
+  // The document that holds token i, by bisection.
+  int64_t document_of(int64_t i) const;
+  int64_t sequence_length(int64_t s) const;
+
+  // Largest id, found by reading all tokens.
+  int32_t scan_max_token_id() const;
+  // DataError naming document, position and id of the first token outside [0, vocab_size). Reads all tokens,
+  // but of files over 1 GiB whose PREFIX.json gives the maximum, only that (readers check the ids they read).
+  void check_vocabulary(int64_t vocab_size) const;
+  // Throws that DataError for token i.
+  [[noreturn]] void refuse_token(int64_t i, int64_t vocab_size) const;
+
+ private:
+  struct Mapping {
+    const std::byte* data = nullptr;
+    int64_t size = 0;
+    void open(const std::string& path);
+    void close();
+  };
+  void check_index();
+  void read_facts();
+  int64_t sequence_begin(int64_t s) const;  // in tokens; s in [0, S]
+
+  std::string prefix_;
+  Mapping idx_, bin_;
+  int64_t token_bytes_ = 0;
+  int64_t num_tokens_ = 0;
+  int64_t num_sequences_ = 0;
+  int64_t num_documents_ = 0;
+  uint64_t digest_ = 0;
+  std::optional<TokenFileFacts> facts_;
+};
+
+}  // namespace transxssm
