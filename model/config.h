@@ -27,7 +27,8 @@ struct ModelConfig {
   bool tie_embeddings = true;    // the LM head is the embedding
   bool d_skip = false;           // Y += D_skip * X in state-space layers
   double initializer_range = 0.02;
-  int64_t max_position_embeddings = 2048;  // longest row the model is meant for; positions beyond it only warn
+  int64_t max_position_embeddings =
+      2048;  // longest row the model is meant for; positions beyond it only warn
 
   int64_t head_dim() const { return num_heads > 0 ? d_model / num_heads : 0; }  // P
   int64_t kv_heads() const { return num_kv_heads > 0 ? num_kv_heads : num_heads; }
@@ -40,14 +41,14 @@ struct ModelConfig {
 // Reads a textproto of message ModelConfig. `preset: "tiny"` gives the fields that are not set otherwise.
 // Throws UsageError with line and column for text that does not parse, and for an unknown preset.
 ModelConfig model_config_from_text(std::string_view textproto);
-// The textproto with every field in order of its number, one a line: equal configurations give equal text, and
-// reading it gives the configuration back.
+// The textproto with every field in order of its number, one a line: equal configurations give equal text,
+// and reading it gives the configuration back.
 std::string to_text(const ModelConfig& config);
 
 // Every mistake as "field: what is wrong, with the nearest legal value"; empty where there is none.
 std::vector<std::string> problems(const ModelConfig& config);
-// Likewise for a mesh: what does not divide by `tp` or is too shallow for `pp`. Fields are named "parallel.tp"
-// and "parallel.pp". For a configuration without problems.
+// Likewise for a mesh: what does not divide by `tp` or is too shallow for `pp`. Fields are named
+// "parallel.tp" and "parallel.pp". For a configuration without problems.
 std::vector<std::string> mesh_problems(const ModelConfig& config, int pp, int tp);
 
 // The named shapes: "tiny", "transxssm-320m", ...
