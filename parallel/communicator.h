@@ -1,11 +1,16 @@
 // A group of ranks that exchange tensors. Every implementation answers every method; size one is identity.
-// Reductions on the host are this project's own: partial sums are exchanged pairwise and added in rank order, so
-// ranks as threads and ranks as processes give the same bits, and every rank holds the same bits.
+// Reductions on the host are this project's own: partial sums are exchanged pairwise and added in rank order,
+// so ranks as threads and ranks as processes give the same bits, and every rank holds the same bits.
+//
+// A communicator belongs to the thread of its rank. Every wait has a time limit, after which it throws
+// CommunicationError naming the communicator, the operation, its number and the ranks waited for.
 #pragma once
 
 #include <chrono>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "runtime/tensor.h"
 
@@ -13,28 +18,62 @@ namespace transxssm {
 
 enum class ReduceOp { sum, max };
 
-// A pending send or receive; the tensor must stay alive and untouched until wait(). Waits on destruction.
-class Request {
- public:
-  class Impl {
-   public:
-    virtual ~Impl() = default;
-    // True once complete. Called again and again by wait(), which owns time-outs and back-off.
-    virtual bool test() = 0;
-  };
-  Request() = default;
-  Request(std::unique_ptr<Impl> impl, std::string what) : impl_(std::move(impl)), what_(std::move(what)) {}
-  Request(Request&&) = default;
-  Request& operator=(Request&&) = default;
-  void wait();  // throws CommunicationError naming the operation after the time limit (section timeouts)
-  bool pending() const { return impl_ != nullptr; }
+class Communicator;
 
- private:
-  std::unique_ptr<Impl> impl_;
-  std::string what_;
+// What a rank waits for, as a progress observer sees it. The pointers live as long as the communicator.
+struct WaitStatus {
+  const char* communicator;  // its name
+  const char* operation;     // "all_reduce", "receive", ...
+  int64_t sequence;          // number of that operation on this communicator, from 0
+  int peer;                  // world rank of the first rank waited for
 };
 
-// What this rank sent through one communicator so far (payload of collectives and point-to-point messages).
+// Called with a status when a rank begins to wait in earnest (not for what completes at once) and with null
+// when the wait is over. One for the process, set before the first communication; it must be quick and not
+// throw.
+using WaitObserver = void (*)(const WaitStatus* status);
+void set_wait_observer(WaitObserver observer);
+
+// One message under way, owned by the communicator that started it.
+class Transfer {
+ public:
+  virtual ~Transfer() = default;
+  // True once complete, and from then on. Throws CommunicationError where the transport failed.
+  virtual bool test() = 0;
+  // Gives the transfer back to its communicator; one that is not complete is cancelled.
+  virtual void release() = 0;
+};
+
+// A pending send or receive; the tensor must stay alive and untouched until wait(). A request that is
+// destroyed before its wait() is cancelled. Must not outlive its communicator.
+class Request {
+ public:
+  Request() = default;
+  Request(Communicator& communicator, Transfer* transfer, bool is_send, int peer, int64_t sequence)
+      : communicator_(&communicator),
+        transfer_(transfer),
+        is_send_(is_send),
+        peer_(peer),
+        sequence_(sequence) {}
+  Request(Request&& other) noexcept { *this = std::move(other); }
+  Request& operator=(Request&& other) noexcept;
+  ~Request() { cancel(); }
+  void wait();  // nothing to do where nothing is pending
+  bool test();  // true where nothing is pending any more; never waits
+  bool pending() const { return transfer_ != nullptr; }
+
+ private:
+  void cancel();
+
+  Communicator* communicator_ = nullptr;
+  Transfer* transfer_ = nullptr;
+  bool is_send_ = false;
+  int peer_ = 0;
+  int64_t sequence_ = 0;
+};
+
+// What this rank sent through one communicator so far: the payload of collectives and point-to-point
+// messages.
 struct Traffic {
   int64_t bytes_sent = 0;
   int64_t messages = 0;
@@ -42,40 +81,98 @@ struct Traffic {
 
 class Communicator {
  public:
-  virtual ~Communicator() = default;
+  virtual ~Communicator();
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // Ranks of equal color form a group, ordered by key, then by rank here. Collective.
-  virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
+  // Ranks of equal color form a group, ordered by key, then by rank here. A negative color joins no group and
+  // gets null. Collective. The group shares this communicator's time limit and collective checks.
+  std::unique_ptr<Communicator> split(int color, int key);
 
-  // Asynchronous; messages between a pair of ranks arrive in the order sent. Contiguous tensors.
-  virtual Request send(const Tensor& tensor, int destination) = 0;
-  virtual Request receive(const Tensor& tensor, int source) = 0;
+  // Asynchronous; messages between a pair of ranks arrive in the order sent. Contiguous tensors of one size
+  // on both sides. They never mix with the messages of collectives.
+  Request send(const Tensor& tensor, int destination);
+  Request receive(const Tensor& tensor, int source);
 
-  // x of every rank becomes the rank-ordered reduction. f32 or f64.
+  // x of every rank becomes the rank-ordered reduction r0 + r1 + ...; f32 or f64. A maximum keeps NaN. All
+  // ranks together send 2 (size - 1) x bytes of x.
   void all_reduce(const Tensor& x, ReduceOp op = ReduceOp::sum);
-  // `output` is piece rank() of the reduction of `input`, which holds size() equal pieces.
+  // `output` is piece rank() of the reduction of `input`, which holds size() equal pieces. `output` may be
+  // that piece of `input`. A rank sends (size - 1) / size of the input.
   void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op = ReduceOp::sum);
-  // `output` holds the `input` of every rank in rank order. Any dtype.
+  // `output` holds the `input` of every rank in rank order. Any dtype. `input` may be piece rank() of
+  // `output`. A rank sends size - 1 times its input.
   void all_gather(const Tensor& input, const Tensor& output);
-  void broadcast(const Tensor& x, int root);
+  void broadcast(const Tensor& x, int root);  // any dtype
   void barrier();
 
   // Name in messages, such as "tp" or "pp 0->1".
   const std::string& name() const { return name_; }
   void set_name(std::string name) { name_ = std::move(name); }
+  // Rank in the communicator that all splits began with, which is how messages name ranks.
+  int world_rank(int rank) const {
+    return world_ranks_.empty() ? rank : world_ranks_[static_cast<size_t>(rank)];
+  }
   const Traffic& traffic() const { return traffic_; }
+  int64_t num_collectives() const { return num_collectives_; }
+
+  // For this communicator, those it was split from and those split from any of them. Default 300 s.
+  void set_timeout(std::chrono::nanoseconds limit) { settings_->timeout = limit; }
+  // Before each collective all ranks compare what they are about to do, and say who differs. Slow: for
+  // debugging. All ranks must agree on it.
+  void set_collective_checks(bool on) { settings_->check_collectives = on; }
 
  protected:
-  void count_sent(int64_t bytes) {
-    traffic_.bytes_sent += bytes;
-    ++traffic_.messages;
-  }
+  // Messages on different channels never match.
+  enum class Channel { point_to_point = 0, collective = 1 };
+
+  Communicator() : settings_(std::make_shared<Settings>()) {}
+
+  // Start one message of `bytes` to or from another rank. Messages of one pair of ranks, direction and
+  // channel arrive in the order sent.
+  virtual Transfer* start_send(Channel channel, const void* data, int64_t bytes, int destination) = 0;
+  virtual Transfer* start_receive(Channel channel, void* data, int64_t bytes, int source) = 0;
+  // Collective over this communicator; `members` are the ranks here of the new group in its order, empty
+  // where this rank joins none.
+  virtual std::unique_ptr<Communicator> make_group(int color, int key, const std::vector<int>& members) = 0;
+  // Throws CommunicationError where another rank is known to have failed.
+  virtual void check_peers() {}
 
  private:
+  friend class Request;
+  struct Settings {
+    std::chrono::nanoseconds timeout = std::chrono::seconds(300);
+    bool check_collectives = false;
+  };
+  struct Pending {
+    Transfer* transfer;
+    int peer;
+  };
+
+  void wait_for(std::span<Pending> pending, const char* operation, int64_t sequence);
+  void begin_collective(const char* operation, int64_t bytes, int64_t detail);
+  void post_send(const void* data, int64_t bytes, int destination);
+  void post_receive(void* data, int64_t bytes, int source);
+  void finish_posted();
+  std::string where(const char* operation, int64_t sequence) const;
+  // Rank-ordered reduction of piece rank() of `pieces` into `output`, elements [begin, end) of each piece;
+  // piece r starts at element starts[r] and is sizes[r] elements long.
+  template <class T>
+  void reduce_pieces(const T* input, int64_t num_elements, T* output, ReduceOp op, bool gather);
+
   std::string name_ = "world";
+  std::vector<int> world_ranks_;  // empty: the identity
+  std::shared_ptr<Settings> settings_;
   Traffic traffic_;
+  int64_t num_collectives_ = 0;
+  int64_t num_sends_ = 0;
+  int64_t num_receives_ = 0;
+  const char* operation_ = "";     // of the collective under way
+  std::vector<Pending> posted_;    // its messages
+  std::vector<std::byte> chunks_;  // incoming partial sums, one chunk a rank
 };
 
 }  // namespace transxssm
