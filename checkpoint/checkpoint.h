@@ -1,6 +1,6 @@
-// Checkpoints in format TXC1 (README.md of this folder): named global boxes, so that any mesh loads what any mesh
-// saved. Functions that take a Communicator are collective: every rank calls them, and where one rank fails every
-// rank throws, so nobody waits for a peer that gave up.
+// Checkpoints in format TXC1 (README.md of this folder): named global boxes, so that any mesh loads what any
+// mesh saved. Functions that take a Communicator are collective: every rank calls them, and where one rank
+// fails every rank throws, so nobody waits for a peer that gave up.
 #pragma once
 
 #include <optional>
@@ -25,10 +25,11 @@ struct CheckpointTensor {
   TensorKind kind = TensorKind::master;
   Shape global_shape;
   Shape offset;
-  Shape extent;         // may contain 0: nothing of the tensor is here
-  Tensor data;          // contiguous, of shape `extent`; empty where the extent is
-  bool owner = true;    // exactly one rank owns an element: it saves it. Copies are loaded, never saved
-  std::string tied_to;  // not empty: not stored; on load this box is read from the tensor of that name and kind
+  Shape extent;       // may contain 0: nothing of the tensor is here
+  Tensor data;        // contiguous, of shape `extent`; empty where the extent is
+  bool owner = true;  // exactly one rank owns an element: it saves it. Copies are loaded, never saved
+  std::string
+      tied_to;  // not empty: not stored; on load this box is read from the tensor of that name and kind
 };
 
 struct SavedMesh {
@@ -36,8 +37,8 @@ struct SavedMesh {
   bool operator==(const SavedMesh&) const = default;
 };
 
-// What a run needs besides tensors to go on. The random numbers' state is the seed (runtime/rng.h), the data's is
-// consumed_samples.
+// What a run needs besides tensors to go on. The random numbers' state is the seed (runtime/rng.h), the
+// data's is consumed_samples.
 struct TrainState {
   int64_t step = 0;  // finished optimizer steps, < 10^9
   int64_t consumed_samples = 0;
@@ -61,8 +62,8 @@ struct CheckpointText {
   bool operator==(const CheckpointText&) const = default;
 };
 
-// What is kept once a save is committed. The newest `keep_last` valid checkpoints and every step that is a multiple
-// of `keep_every` stay, and always the one the run was resumed from. 0: no limit / no such steps.
+// What is kept once a save is committed. The newest `keep_last` valid checkpoints and every step that is a
+// multiple of `keep_every` stay, and always the one the run was resumed from. 0: no limit / no such steps.
 struct Retention {
   int keep_last = 0;
   int64_t keep_every = 0;
@@ -72,16 +73,16 @@ struct Retention {
 // A name for a run or a save: 32 hexadecimal digits from the system's random source.
 std::string make_uuid();
 
-// Saves one checkpoint under `checkpoints_dir` (made if missing) and returns its path, <dir>/step-<step>. Either
-// the whole checkpoint is committed and durable, or no rank commits, what was written is removed and every rank
-// throws CheckpointSaveError naming rank, path, the system's error and the bytes needed and free; older checkpoints
-// are untouched. A checkpoint of the same step is replaced.
+// Saves one checkpoint under `checkpoints_dir` (made if missing) and returns its path, <dir>/step-<step>.
+// Either the whole checkpoint is committed and durable, or no rank commits, what was written is removed and
+// every rank throws CheckpointSaveError naming rank, path, the system's error and the bytes needed and free;
+// older checkpoints are untouched. A checkpoint of the same step is replaced.
 std::string save_checkpoint(Communicator& comm, FileSystem& files, const std::string& checkpoints_dir,
                             const TrainState& state, const CheckpointText& text,
                             std::span<const CheckpointTensor> tensors, const Retention& retention = {});
 
-// Throws CheckpointSaveError where checkpoints_dir cannot be made or written to, or has less than `bytes` free:
-// before step 1 instead of at the first save. Collective.
+// Throws CheckpointSaveError where checkpoints_dir cannot be made or written to, or has less than `bytes`
+// free: before step 1 instead of at the first save. Collective.
 void check_writable(Communicator& comm, FileSystem& files, const std::string& checkpoints_dir, int64_t bytes);
 
 struct TensorInfo {
@@ -105,10 +106,11 @@ struct LoadedCheckpoint {
 LoadedCheckpoint read_manifest(FileSystem& files, const std::string& path);
 LoadedCheckpoint read_manifest(Communicator& comm, FileSystem& files, const std::string& path);
 
-// Fills every target's box. Each byte read is checked against its CRC32C before it is used, and a target is written
-// only once all its bytes passed. Throws CheckpointError on every rank, listing all tensors that are missing, extra,
-// or of another shape or dtype, or naming file, tensor, byte range and checksums, and the newest older checkpoint
-// that is whole. Kinds that no rank asks for (the moments, when only weights are wanted) are not read.
+// Fills every target's box. Each byte read is checked against its CRC32C before it is used, and a target is
+// written only once all its bytes passed. Throws CheckpointError on every rank, listing all tensors that are
+// missing, extra, or of another shape or dtype, or naming file, tensor, byte range and checksums, and the
+// newest older checkpoint that is whole. Kinds that no rank asks for (the moments, when only weights are
+// wanted) are not read.
 LoadedCheckpoint load_checkpoint(Communicator& comm, FileSystem& files, const std::string& path,
                                  std::span<const CheckpointTensor> targets);
 
@@ -123,15 +125,17 @@ struct CheckpointInfo {
 // All step directories, newest first. The data's checksums are not read: verify_checkpoint does.
 std::vector<CheckpointInfo> list_checkpoints(FileSystem& files, const std::string& checkpoints_dir);
 
-// Reads and checks everything. One entry a problem, naming file, tensor and byte range; none: the checkpoint is whole.
+// Reads and checks everything. One entry a problem, naming file, tensor and byte range; none: the checkpoint
+// is whole.
 std::vector<std::string> verify_checkpoint(FileSystem& files, const std::string& path);
 
 enum class Fallback { stop, previous };
 
 // The checkpoint to resume from, the same on every rank. resume: "auto" = the newest committed one of
-// checkpoints_dir, nothing where there is none; "none" = nothing; else a checkpoint, a checkpoints directory or a run
-// directory. Uncommitted ones are skipped with a warning each. A committed one that fails a check throws
-// CheckpointError naming the newest older whole one; with Fallback::previous that one is taken, with a warning.
+// checkpoints_dir, nothing where there is none; "none" = nothing; else a checkpoint, a checkpoints directory
+// or a run directory. Uncommitted ones are skipped with a warning each. A committed one that fails a check
+// throws CheckpointError naming the newest older whole one; with Fallback::previous that one is taken, with a
+// warning.
 std::optional<std::string> select_checkpoint(Communicator& comm, FileSystem& files,
                                              const std::string& checkpoints_dir, const std::string& resume,
                                              Fallback fallback = Fallback::stop);

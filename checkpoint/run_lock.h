@@ -7,8 +7,8 @@ namespace transxssm {
 
 class RunLock {
  public:
-  // Rank 0 of a job, before it writes anything. Throws UsageError naming host, process id and start time of the
-  // holder. Where the file system has no locks, warns and goes on.
+  // Rank 0 of a job, before it writes anything. Throws UsageError naming host, process id and start time of
+  // the holder. Where the file system has no locks, warns and goes on.
   explicit RunLock(const std::string& run_dir);
   ~RunLock();
   RunLock(const RunLock&) = delete;

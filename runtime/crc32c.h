@@ -1,5 +1,5 @@
-// CRC-32C (Castagnoli; polynomial 0x1EDC6F41 reflected, initial value and final xor 0xFFFFFFFF): the checksum of
-// checkpoint chunks and of TensorBoard records. Finds accidents, not tampering.
+// CRC-32C (Castagnoli; polynomial 0x1EDC6F41 reflected, initial value and final xor 0xFFFFFFFF): the checksum
+// of checkpoint chunks and of TensorBoard records. Finds accidents, not tampering.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace transxssm {
 
-// Checksum of what `crc` covers followed by `bytes`; 0 is the checksum of nothing. Uses the SSE4.2 instruction in
-// three interleaved lanes where the processor has it, else tables.
+// Checksum of what `crc` covers followed by `bytes`; 0 is the checksum of nothing. Uses the SSE4.2
+// instruction in three interleaved lanes where the processor has it, else tables.
 uint32_t crc32c(std::span<const std::byte> bytes, uint32_t crc = 0);
 uint32_t crc32c(std::string_view text, uint32_t crc = 0);
 
