@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -78,8 +78,8 @@ struct MetricsHistory {
   const Series* find(std::string_view name) const;
 };
 
-// An unfinished last line, as a killed process leaves it, is skipped. Throws DataError where the file cannot
-// be read or a line within is not ours.
+// Half a line, as a killed process leaves it, is skipped. Throws DataError where the file cannot be read, has
+// no header, or holds a record that is not ours.
 MetricsHistory read_metrics(const std::string& path);
 
 }  // namespace transxssm

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <map>
-#include <span>
 #include <string>
 #include <string_view>
 
@@ -27,10 +26,11 @@ class EventWriter {
   const std::string& error() const { return file_.error(); }
 
  private:
-  bool record(std::string_view event);
+  bool begin();
 
+  int64_t first_step_;
   AppendFile file_;
-  bool opened_;
+  bool begun_ = false;
   std::map<std::string, int64_t, std::less<>> last_step_;
 };
 

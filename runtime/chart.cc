@@ -1,0 +1,249 @@
+#include "runtime/chart.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+
+namespace transxssm {
+namespace {
+
+// Pixels of the drawing: the plot inside, margins for the numbers at its left and below.
+constexpr int kWidth = 760, kHeight = 280, kLeft = 62, kRight = 14, kTop = 34, kBottom = 40;
+constexpr int kPlotWidth = kWidth - kLeft - kRight, kPlotHeight = kHeight - kTop - kBottom;
+constexpr int kTooltips = 120;
+
+struct Range {
+  double low = std::numeric_limits<double>::infinity();
+  double high = -std::numeric_limits<double>::infinity();
+  void include(double value) {
+    if (!std::isfinite(value)) return;
+    low = std::min(low, value);
+    high = std::max(high, value);
+  }
+  void widen_if_empty() {
+    if (low > high) *this = {0, 1};
+    if (low == high)
+      *this = {low - (low == 0 ? 1 : std::abs(low) * 0.05), high + (high == 0 ? 1 : std::abs(high) * 0.05)};
+  }
+};
+
+// Data to pixels.
+struct Frame {
+  Range x, y;
+  bool log_y;
+  double column(double value) const { return kLeft + (value - x.low) / (x.high - x.low) * kPlotWidth; }
+  double row(double value) const {
+    const double v = log_y ? std::log10(value) : value;
+    return kTop + (1 - (v - y.low) / (y.high - y.low)) * kPlotHeight;
+  }
+};
+
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    switch (c) {
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '&':
+        out += "&amp;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
+    }
+  }
+  return out;
+}
+
+std::string label(double value) {
+  const double size = std::abs(value);
+  if (size >= 1e9) return fmt::format("{:g}B", value / 1e9);
+  if (size >= 1e6) return fmt::format("{:g}M", value / 1e6);
+  if (size >= 1e4) return fmt::format("{:g}k", value / 1e3);
+  return fmt::format("{:.4g}", value);
+}
+
+// Round numbers, about `count` of them, inside the range: multiples of 1, 2 or 5 times a power of ten.
+std::vector<double> ticks(const Range& range, int count) {
+  const double raw = (range.high - range.low) / count;
+  const double power = std::pow(10, std::floor(std::log10(raw)));
+  const double step = power * (raw / power > 5 ? 10 : raw / power > 2 ? 5 : raw / power > 1 ? 2 : 1);
+  std::vector<double> out;
+  const double first = std::ceil(range.low / step);
+  for (int i = 0; i <= 2 * count && (first + i) * step <= range.high + step * 1e-9; ++i) {
+    out.push_back((first + i) * step);
+  }
+  return out;
+}
+
+// The curve as path commands; of points that share a pixel column only the lowest and the highest are drawn.
+std::string path(const Frame& frame, const std::vector<double>& xs, std::span<const double> ys) {
+  std::string out;
+  bool pen_down = false;
+  const auto point = [&](double column, double row) {
+    out += fmt::format("{}{:.0f} {:.1f}", pen_down ? 'L' : 'M', column, row);
+    pen_down = true;
+  };
+  for (size_t i = 0; i < xs.size();) {
+    const double column = std::round(frame.column(xs[i]));
+    Range rows;
+    bool gap = false, rising = false;
+    for (; i < xs.size() && std::round(frame.column(xs[i])) == column; ++i) {
+      if (!std::isfinite(ys[i]) || (frame.log_y && ys[i] <= 0)) {
+        gap = true;
+        continue;
+      }
+      const double row = frame.row(ys[i]);
+      rising = row < rows.low;
+      rows.include(row);
+    }
+    if (rows.low <= rows.high) {  // end near the last value, so that the line goes on from there
+      point(column, rising ? rows.high : rows.low);
+      if (rows.high - rows.low >= 0.1) point(column, rising ? rows.low : rows.high);
+    }
+    if (gap) pen_down = false;
+  }
+  return out;
+}
+
+// Exponential moving average over about 2 % of the points, unbiased at the start.
+std::vector<double> smoothed(const std::vector<double>& values) {
+  const double keep = 1 - 1 / std::max(1.0, static_cast<double>(values.size()) * 0.02);
+  double sum = 0, weight = 0;
+  std::vector<double> out;
+  out.reserve(values.size());
+  for (const double value : values) {
+    if (std::isfinite(value)) {
+      sum = keep * sum + (1 - keep) * value;
+      weight = keep * weight + (1 - keep);
+    }
+    out.push_back(std::isfinite(value) ? sum / weight : value);
+  }
+  return out;
+}
+
+Frame frame_of(const Chart& chart) {
+  Frame frame{{}, {}, chart.log_y};
+  for (const Curve& curve : chart.curves) {
+    for (size_t i = 0; i < curve.x.size(); ++i) {
+      frame.x.include(curve.x[i]);
+      frame.y.include(chart.log_y ? (curve.y[i] > 0 ? std::log10(curve.y[i]) : std::nan("")) : curve.y[i]);
+    }
+  }
+  frame.x.widen_if_empty();
+  frame.y.widen_if_empty();
+  const double margin = 0.05 * (frame.y.high - frame.y.low);
+  frame.y.high += margin;
+  if (!(frame.y.low >= 0 && frame.y.low < margin && !chart.log_y)) frame.y.low -= margin;
+  return frame;
+}
+
+std::string axes(const Chart& chart, const Frame& frame) {
+  std::string out;
+  for (const double tick : ticks(frame.y, 5)) {
+    const double row = kTop + (1 - (tick - frame.y.low) / (frame.y.high - frame.y.low)) * kPlotHeight;
+    out += fmt::format(
+        "<path class=\"grid\" d=\"M{} {:.1f}h{}\"/><text x=\"{}\" y=\"{:.1f}\" class=\"e\">{}</text>", kLeft,
+        row, kPlotWidth, kLeft - 7, row + 4, label(chart.log_y ? std::pow(10, tick) : tick));
+  }
+  for (const double tick : ticks(frame.x, 8)) {
+    out += fmt::format("<text x=\"{:.0f}\" y=\"{}\" class=\"m\">{}</text>", frame.column(tick),
+                       kTop + kPlotHeight + 17, label(tick));
+  }
+  for (const double mark : chart.marks) {
+    if (mark < frame.x.low || mark > frame.x.high) continue;
+    out += fmt::format("<path class=\"mark\" d=\"M{:.0f} {}v{}\"><title>resumed at {}</title></path>",
+                       frame.column(mark), kTop, kPlotHeight, label(mark));
+  }
+  out += fmt::format("<text x=\"{}\" y=\"20\" class=\"t\">{}</text>", kLeft, escaped(chart.title));
+  out += fmt::format("<text x=\"{}\" y=\"{}\" class=\"m\">{}</text>", kLeft + kPlotWidth / 2, kHeight - 6,
+                     escaped(chart.x_label));
+  return out;
+}
+
+// Invisible strips over the plot that show, where the pointer rests, the values beneath.
+std::string tooltips(const Chart& chart, const Frame& frame) {
+  std::string out;
+  const double width = static_cast<double>(kPlotWidth) / kTooltips;
+  for (int strip = 0; strip < kTooltips; ++strip) {
+    const double middle = frame.x.low + (strip + 0.5) / kTooltips * (frame.x.high - frame.x.low);
+    const double reach = 0.5 / kTooltips * (frame.x.high - frame.x.low);
+    std::string text;
+    for (const Curve& curve : chart.curves) {  // the last point inside the strip
+      const auto end = std::upper_bound(curve.x.begin(), curve.x.end(), middle + reach);
+      if (end == curve.x.begin() || *std::prev(end) < middle - reach) continue;
+      const double y = curve.y[static_cast<size_t>(end - curve.x.begin() - 1)];
+      if (text.empty()) text = fmt::format("{} {:g}", chart.x_label, *std::prev(end));
+      text += fmt::format("\n{}: {:.5g} {}", curve.name, y, chart.y_label);
+    }
+    if (text.empty()) continue;
+    out += fmt::format(
+        "<rect class=\"tip\" x=\"{:.1f}\" y=\"{}\" width=\"{:.1f}\" height=\"{}\"><title>{}</title></rect>",
+        kLeft + strip * width, kTop, width, kPlotHeight, escaped(text));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string chart_svg(const Chart& chart) {
+  const Frame frame = frame_of(chart);
+  std::string out = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 {} {}\" role=\"img\" "
+      "aria-label=\"{}\">",
+      kWidth, kHeight, escaped(chart.title));
+  out += axes(chart, frame);
+  int legend = kWidth - kRight;
+  for (size_t i = chart.curves.size(); i-- > 0;) {  // right to left, beside the title
+    const Curve& curve = chart.curves[i];
+    const std::string name = curve.name + (chart.curves.size() == 1 ? ", " + chart.y_label : "");
+    out += fmt::format("<text x=\"{}\" y=\"20\" class=\"e c{}\">{}</text>", legend, i % 4, escaped(name));
+    legend -= static_cast<int>(name.size()) * 7 + 18;
+  }
+  for (size_t i = 0; i < chart.curves.size(); ++i) {
+    const Curve& curve = chart.curves[i];
+    out += fmt::format("<path class=\"s{}{}\" d=\"{}\"/>", i % 4, curve.smooth ? " raw" : "",
+                       path(frame, curve.x, curve.y));
+    if (curve.smooth) {
+      out += fmt::format("<path class=\"s{}\" d=\"{}\"/>", i % 4, path(frame, curve.x, smoothed(curve.y)));
+    }
+    for (size_t p = 0; curve.dots && curve.x.size() <= 200 && p < curve.x.size(); ++p) {
+      if (!std::isfinite(curve.y[p]) || (chart.log_y && curve.y[p] <= 0)) continue;
+      out += fmt::format("<circle class=\"d{}\" cx=\"{:.0f}\" cy=\"{:.1f}\" r=\"2.8\"/>", i % 4,
+                         frame.column(curve.x[p]), frame.row(curve.y[p]));
+    }
+  }
+  return out + tooltips(chart, frame) + "</svg>";
+}
+
+std::string chart_style() {
+  return R"(:root,svg{--paper:#fff;--ink:#1c2430;--soft:#6b7686;--line:#e6e9ee;--c0:#2563c9;--c1:#d9601a;--c2:#12876a;--c3:#8a4bc2}
+@media(prefers-color-scheme:dark){:root,svg{--paper:#12161d;--ink:#e8ecf2;--soft:#93a0b2;--line:#262d38;--c0:#6ea8ff;--c1:#ff9f5c;--c2:#4fd1a8;--c3:#c69bf2}}
+.chart{font:12px system-ui,sans-serif}.chart text{fill:var(--soft)}.chart .t{fill:var(--ink);font-weight:600;font-size:14px}
+.e{text-anchor:end}.m{text-anchor:middle}.grid{stroke:var(--line)}.mark{stroke:var(--soft);stroke-dasharray:3 4}
+.chart path{fill:none;stroke-width:1.7;stroke-linejoin:round}.chart .grid,.chart .mark{stroke-width:1}.chart .raw{opacity:.28;stroke-width:1}
+.s0{stroke:var(--c0)}.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}.d0{fill:var(--c0)}.d1{fill:var(--c1)}.d2{fill:var(--c2)}.d3{fill:var(--c3)}
+.chart .c0{fill:var(--c0)}.chart .c1{fill:var(--c1)}.chart .c2{fill:var(--c2)}.chart .c3{fill:var(--c3)}
+.tip{fill:var(--soft);fill-opacity:0}.tip:hover{fill-opacity:.16}
+)";
+}
+
+std::string chart_svg_file(const Chart& chart) {
+  std::string svg = chart_svg(chart);
+  const std::string inside =
+      fmt::format("<style>{}</style><rect width=\"{}\" height=\"{}\" rx=\"8\" fill=\"var(--paper)\"/>",
+                  chart_style(), kWidth, kHeight);
+  svg.insert(svg.find('>') + 1, inside);
+  return svg + "\n";
+}
+
+}  // namespace transxssm
