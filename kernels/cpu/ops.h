@@ -1,0 +1,32 @@
+// The operations on CPU, as kernels/dispatch.cc calls them. The scan and attention have headers of their own.
+#pragma once
+
+#include "kernels/adamw.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/embedding.h"
+#include "kernels/gemm.h"
+#include "kernels/reduce.h"
+#include "kernels/residual.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace transxssm::cpu {
+
+void run(Stream& stream, const Gemm& args);
+void run(Stream& stream, const RmsNormForward& args);
+void run(Stream& stream, const RmsNormBackward& args);
+void run(Stream& stream, const ResidualForward& args);
+void run(Stream& stream, const ResidualBackward& args);
+void run(Stream& stream, const Rotary& args);
+void run(Stream& stream, const SwigluForward& args);
+void run(Stream& stream, const SwigluBackward& args);
+void run(Stream& stream, const EmbeddingForward& args);
+void run(Stream& stream, const EmbeddingBackward& args);
+void run(Stream& stream, const CrossEntropyStatistics& args);
+void run(Stream& stream, const CrossEntropyBackward& args);
+void run(Stream& stream, const AdamW& args);
+double sum_of_squares(Stream& stream, const Tensor& x);
+int64_t count_not_finite(Stream& stream, const Tensor& x);
+
+}  // namespace transxssm::cpu

@@ -1,0 +1,102 @@
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/swiglu.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+#include <hwy/contrib/math/math-inl.h>
+
+#include "kernels/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace transxssm::cpu::HWY_NAMESPACE {
+
+// 1 / (1 + exp(-x)). hn::Exp is right up to some bound only: below its negative the sigmoid stays at a tiny
+// value.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V sigmoid(D d, V x) {
+  const V one = hn::Set(d, 1), bound = hn::Set(d, sizeof(hn::TFromD<D>) == 4 ? 88 : 700);
+  return hn::Div(one, hn::Add(one, hn::Exp(d, hn::Min(hn::Neg(x), bound))));
+}
+
+template <class T>
+void forward(const SwigluForward& args, int64_t begin, int64_t end) {
+  const Rows<T> gates(args.gate), ups(args.up), ys(args.y);
+  for (int64_t t = begin; t < end; ++t) {
+    const T* gate = gates[t];
+    const T* up = ups[t];
+    T* y = ys[t];
+    for_lanes<T>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
+      const auto g = hn::LoadU(d, gate + i);
+      hn::StoreU(hn::Mul(hn::Mul(g, sigmoid(d, g)), hn::LoadU(d, up + i)), d, y + i);
+    });
+  }
+}
+
+// silu'(g) = s (1 + g (1 - s)), s the sigmoid of g.
+template <class T>
+void backward(const SwigluBackward& args, int64_t begin, int64_t end) {
+  const Rows<T> gates(args.gate), ups(args.up), dys(args.dy), d_gates(args.d_gate), d_ups(args.d_up),
+      ys(args.y);
+  const bool recompute = !args.y.empty();
+  for (int64_t t = begin; t < end; ++t) {
+    const T *gate = gates[t], *up = ups[t], *dy = dys[t];
+    T *d_gate = d_gates[t], *d_up = d_ups[t], *y = recompute ? ys[t] : nullptr;
+    for_lanes<T>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
+      const auto g = hn::LoadU(d, gate + i), u = hn::LoadU(d, up + i), grad = hn::LoadU(d, dy + i);
+      const auto one = hn::Set(d, 1), s = sigmoid(d, g), silu = hn::Mul(g, s);
+      const auto slope = hn::Mul(s, hn::MulAdd(g, hn::Sub(one, s), one));
+      hn::StoreU(hn::Mul(hn::Mul(grad, u), slope), d, d_gate + i);
+      hn::StoreU(hn::Mul(grad, silu), d, d_up + i);
+      if (recompute) hn::StoreU(hn::Mul(silu, u), d, y + i);
+    });
+  }
+}
+
+void forward_rows(const SwigluForward& args, int64_t begin, int64_t end) {
+  args.gate.dtype() == DType::f32 ? forward<float>(args, begin, end) : forward<double>(args, begin, end);
+}
+void backward_rows(const SwigluBackward& args, int64_t begin, int64_t end) {
+  args.gate.dtype() == DType::f32 ? backward<float>(args, begin, end) : backward<double>(args, begin, end);
+}
+
+}  // namespace transxssm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace transxssm::cpu {
+
+HWY_EXPORT(forward_rows);
+HWY_EXPORT(backward_rows);
+
+void run(Stream& stream, const SwigluForward& args) {
+  expect_float(args.gate, "SwigluForward.gate");
+  const DType dtype = args.gate.dtype();
+  const Shape shape{args.gate.size(0), args.gate.size(1)};
+  expect(args.gate, "SwigluForward.gate", dtype, shape);
+  expect(args.up, "SwigluForward.up", dtype, shape);
+  expect(args.y, "SwigluForward.y", dtype, shape);
+  parallel_ranges(stream, shape[0], row_grain(shape[1]), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(forward_rows)(args, begin, end);
+  });
+}
+
+void run(Stream& stream, const SwigluBackward& args) {
+  expect_float(args.gate, "SwigluBackward.gate");
+  const DType dtype = args.gate.dtype();
+  const Shape shape{args.gate.size(0), args.gate.size(1)};
+  expect(args.gate, "SwigluBackward.gate", dtype, shape);
+  expect(args.up, "SwigluBackward.up", dtype, shape);
+  expect(args.dy, "SwigluBackward.dy", dtype, shape);
+  expect(args.d_gate, "SwigluBackward.d_gate", dtype, shape);
+  expect(args.d_up, "SwigluBackward.d_up", dtype, shape);
+  expect_or_empty(args.y, "SwigluBackward.y", dtype, shape);
+  parallel_ranges(stream, shape[0], row_grain(shape[1]), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(backward_rows)(args, begin, end);
+  });
+}
+
+}  // namespace transxssm::cpu
+#endif
