@@ -81,7 +81,7 @@ struct Traffic {
 
 class Communicator {
  public:
-  virtual ~Communicator();
+  virtual ~Communicator() = default;
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
 
@@ -152,16 +152,19 @@ class Communicator {
     int peer;
   };
 
+  void count_sent(int64_t bytes);
   void wait_for(std::span<Pending> pending, const char* operation, int64_t sequence);
   void begin_collective(const char* operation, int64_t bytes, int64_t detail);
   void post_send(const void* data, int64_t bytes, int destination);
   void post_receive(void* data, int64_t bytes, int source);
+  void check_same_collective(int64_t bytes, int64_t detail);
   void finish_posted();
   std::string where(const char* operation, int64_t sequence) const;
-  // Rank-ordered reduction of piece rank() of `pieces` into `output`, elements [begin, end) of each piece;
-  // piece r starts at element starts[r] and is sizes[r] elements long.
+  // Cuts `input` into size() pieces, piece r starting at element r * num_elements / size(), and writes the
+  // rank-ordered reduction of piece rank() to `output`. With `gathered`, writes every piece there as well; it
+  // may then be `input` itself, and `output` its piece.
   template <class T>
-  void reduce_pieces(const T* input, int64_t num_elements, T* output, ReduceOp op, bool gather);
+  void reduce_pieces(const T* input, int64_t num_elements, T* output, T* gathered, ReduceOp op);
 
   std::string name_ = "world";
   std::vector<int> world_ranks_;  // empty: the identity

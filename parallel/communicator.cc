@@ -1,0 +1,373 @@
+#include "parallel/communicator.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <string_view>
+#include <thread>
+#include <tuple>
+
+namespace transxssm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kChunkBytes = int64_t{256}
+                                << 10;  // of a reduction's messages: fits a core's cache with its sum
+constexpr int kSpins = 200;             // some microseconds: a peer on another core that is nearly there
+constexpr int kYields = 50;             // then whoever else wants the core
+constexpr std::chrono::microseconds kSleep(30);  // then little of it: ranks may outnumber cores
+
+std::atomic<WaitObserver> wait_observer{nullptr};
+
+class ObservedWait {
+ public:
+  void enter(const WaitStatus& status) {
+    observer_ = wait_observer.load(std::memory_order_acquire);
+    if (observer_ != nullptr) observer_(&status);
+  }
+  ~ObservedWait() {
+    if (observer_ != nullptr) observer_(nullptr);
+  }
+
+ private:
+  WaitObserver observer_ = nullptr;
+};
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+template <class T>
+T combine(ReduceOp op, T a, T b) {
+  if (op == ReduceOp::sum) return a + b;
+  return a < b || b != b ? b : a;  // a NaN on either side stays
+}
+
+// out[i] = s(0)[i] + s(1)[i] + ... in that order. out may be one of the sources.
+template <class T, class Source>
+void combine_in_rank_order(int num_sources, Source&& source, T* out, int64_t count, ReduceOp op) {
+  std::array<T, 512> block;
+  for (int64_t begin = 0; begin < count; begin += static_cast<int64_t>(block.size())) {
+    const int64_t n = std::min(count - begin, static_cast<int64_t>(block.size()));
+    std::copy_n(source(0) + begin, n, block.data());
+    for (int r = 1; r < num_sources; ++r) {
+      const T* s = source(r) + begin;
+      if (op == ReduceOp::sum) {
+        for (int64_t i = 0; i < n; ++i) block[static_cast<size_t>(i)] += s[i];
+      } else {
+        for (int64_t i = 0; i < n; ++i) {
+          block[static_cast<size_t>(i)] = combine(op, block[static_cast<size_t>(i)], s[i]);
+        }
+      }
+    }
+    std::copy_n(block.data(), n, out + begin);
+  }
+}
+
+}  // namespace
+
+void set_wait_observer(WaitObserver observer) {
+  wait_observer.store(observer, std::memory_order_release);
+}
+
+Request& Request::operator=(Request&& other) noexcept {
+  if (this == &other) return *this;
+  cancel();
+  communicator_ = other.communicator_;
+  transfer_ = std::exchange(other.transfer_, nullptr);
+  is_send_ = other.is_send_;
+  peer_ = other.peer_;
+  sequence_ = other.sequence_;
+  return *this;
+}
+
+void Request::cancel() {
+  if (transfer_ != nullptr) std::exchange(transfer_, nullptr)->release();
+}
+
+void Request::wait() {
+  if (transfer_ == nullptr) return;
+  Communicator::Pending pending{std::exchange(transfer_, nullptr), peer_};
+  communicator_->wait_for({&pending, 1}, is_send_ ? "send" : "receive", sequence_);
+}
+
+bool Request::test() {
+  if (transfer_ != nullptr && transfer_->test()) cancel();
+  return transfer_ == nullptr;
+}
+
+std::string Communicator::where(const char* operation, int64_t sequence) const {
+  return fmt::format("Rank {} in {} #{} of '{}'", world_rank(rank()), operation, sequence, name_);
+}
+
+void Communicator::wait_for(std::span<Pending> pending, const char* operation, int64_t sequence) {
+  size_t first = 0;  // all before are complete
+  const auto poll = [&] {
+    for (size_t i = first; i < pending.size(); ++i) {
+      if (pending[i].transfer != nullptr && pending[i].transfer->test()) {
+        std::exchange(pending[i].transfer, nullptr)->release();
+      }
+      if (i == first && pending[i].transfer == nullptr) ++first;
+    }
+    return first == pending.size();
+  };
+  try {
+    for (int i = 0; i < kSpins; ++i) {
+      if (poll()) return;
+      relax();
+    }
+    ObservedWait observed;
+    observed.enter({name_.c_str(), operation, sequence, world_rank(pending[first].peer)});
+    const Clock::time_point start = Clock::now();
+    for (int64_t i = 0; !poll(); ++i) {
+      check_peers();
+      const Clock::duration waited = Clock::now() - start;
+      if (waited > settings_->timeout) {
+        std::vector<int> peers;
+        for (const Pending& p : pending) {
+          if (p.transfer != nullptr) peers.push_back(world_rank(p.peer));
+        }
+        std::sort(peers.begin(), peers.end());
+        peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
+        std::string names;
+        for (int peer : peers) names += fmt::format("{}{}", names.empty() ? "" : ", ", peer);
+        throw CommunicationError(
+            "waited {:.1f} s for rank{} {}, which failed, hangs or runs something else: look at its log",
+            std::chrono::duration<double>(waited).count(), peers.size() > 1 ? "s" : "", names);
+      }
+      if (i < kYields) {
+        sched_yield();
+      } else {
+        std::this_thread::sleep_for(kSleep);
+      }
+    }
+  } catch (const CommunicationError& error) {
+    for (Pending& p : pending) {
+      if (p.transfer != nullptr) std::exchange(p.transfer, nullptr)->release();
+    }
+    throw CommunicationError("{}: {}", where(operation, sequence), error.what());
+  }
+}
+
+Request Communicator::send(const Tensor& tensor, int destination) {
+  TRANSXSSM_CHECK(tensor.is_contiguous(), "send on '{}'", name_);
+  TRANSXSSM_CHECK(destination >= 0 && destination < size() && destination != rank(), "send to {} of {}",
+                  destination, size());
+  count_sent(tensor.num_bytes());
+  Transfer* transfer = start_send(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), destination);
+  return Request(*this, transfer, true, destination, num_sends_++);
+}
+
+Request Communicator::receive(const Tensor& tensor, int source) {
+  TRANSXSSM_CHECK(tensor.is_contiguous(), "receive on '{}'", name_);
+  TRANSXSSM_CHECK(source >= 0 && source < size() && source != rank(), "receive from {} of {}", source,
+                  size());
+  Transfer* transfer = start_receive(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), source);
+  return Request(*this, transfer, false, source, num_receives_++);
+}
+
+void Communicator::count_sent(int64_t bytes) {
+  traffic_.bytes_sent += bytes;
+  ++traffic_.messages;
+}
+
+void Communicator::post_send(const void* data, int64_t bytes, int destination) {
+  count_sent(bytes);
+  posted_.push_back({start_send(Channel::collective, data, bytes, destination), destination});
+}
+
+void Communicator::post_receive(void* data, int64_t bytes, int source) {
+  posted_.push_back({start_receive(Channel::collective, data, bytes, source), source});
+}
+
+void Communicator::finish_posted() {
+  struct Clear {
+    std::vector<Pending>& posted;
+    ~Clear() { posted.clear(); }
+  } clear{posted_};  // also where the wait throws
+  wait_for(posted_, operation_, num_collectives_ - 1);
+}
+
+void Communicator::begin_collective(const char* operation, int64_t bytes, int64_t detail) {
+  operation_ = operation;
+  ++num_collectives_;
+  if (settings_->check_collectives) check_same_collective(bytes, detail);
+}
+
+void Communicator::check_same_collective(int64_t bytes, int64_t detail) {
+  struct Signature {
+    std::array<char, 16> operation{};
+    int64_t bytes, detail, sequence;
+    bool operator==(const Signature&) const = default;
+    std::string to_string() const {
+      return fmt::format("{} #{} of {} bytes", operation.data(), sequence, bytes);
+    }
+  };
+  Signature mine{{}, bytes, detail, num_collectives_ - 1};
+  std::string_view(operation_).copy(mine.operation.data(), mine.operation.size() - 1);
+  std::vector<Signature> all(static_cast<size_t>(size()));
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) continue;
+    posted_.push_back({start_receive(Channel::collective, &all[static_cast<size_t>(r)], sizeof(mine), r), r});
+    posted_.push_back({start_send(Channel::collective, &mine, sizeof(mine), r), r});
+  }
+  finish_posted();
+  for (int r = 0; r < size(); ++r) {
+    const Signature& other = all[static_cast<size_t>(r)];
+    if (r == rank() || other == mine) continue;
+    throw CommunicationError("On '{}' rank {} runs {} where rank {} runs {}: their programs differ.", name_,
+                             world_rank(rank()), mine.to_string(), world_rank(r), other.to_string());
+  }
+}
+
+template <class T>
+void Communicator::reduce_pieces(const T* input, int64_t num_elements, T* output, T* gathered, ReduceOp op) {
+  const int n = size();
+  const int me = rank();
+  const auto start = [&](int r) { return num_elements * r / n; };
+  const int64_t longest = (num_elements + n - 1) / n;
+  const int64_t chunk = std::min<int64_t>(longest, kChunkBytes / static_cast<int64_t>(sizeof(T)));
+  const int64_t rounds = (longest + chunk - 1) / chunk;
+  const auto chunk_count = [&](int r, int64_t round) {
+    return std::clamp<int64_t>(start(r + 1) - start(r) - round * chunk, 0, chunk);
+  };
+  const size_t needed = static_cast<size_t>(n * chunk) * sizeof(T);
+  if (chunks_.size() < needed) chunks_.resize(needed);
+  T* const incoming = reinterpret_cast<T*>(chunks_.data());  // [n, chunk], row `me` unused
+
+  for (int64_t round = 0; round <= rounds; ++round) {
+    const int64_t mine = chunk_count(me, round);
+    for (int r = 0; r < n; ++r) {
+      if (r == me) continue;
+      if (mine > 0) post_receive(incoming + r * chunk, mine * static_cast<int64_t>(sizeof(T)), r);
+      if (const int64_t count = chunk_count(r, round); count > 0) {
+        post_send(input + start(r) + round * chunk, count * static_cast<int64_t>(sizeof(T)), r);
+      }
+    }
+    if (gathered != nullptr && round > 0) {  // the sums of the round before travel with this round's summands
+      const int64_t done = chunk_count(me, round - 1);
+      for (int r = 0; r < n; ++r) {
+        if (r == me) continue;
+        const int64_t count = chunk_count(r, round - 1);
+        const int64_t at = (round - 1) * chunk;
+        if (count > 0) post_receive(gathered + start(r) + at, count * static_cast<int64_t>(sizeof(T)), r);
+        if (done > 0) post_send(output + at, done * static_cast<int64_t>(sizeof(T)), r);
+      }
+    }
+    finish_posted();
+    if (mine > 0) {
+      const T* own = input + start(me) + round * chunk;
+      combine_in_rank_order(
+          n, [&](int r) { return r == me ? own : incoming + r * chunk; }, output + round * chunk, mine, op);
+    }
+  }
+}
+
+void Communicator::all_reduce(const Tensor& x, ReduceOp op) {
+  TRANSXSSM_CHECK(x.is_contiguous(), "all_reduce on '{}'", name_);
+  TRANSXSSM_CHECK(x.dtype() == DType::f32 || x.dtype() == DType::f64, "all_reduce of {}",
+                  dtype_name(x.dtype()));
+  if (size() == 1) return;
+  begin_collective("all_reduce", x.num_bytes(), static_cast<int64_t>(op));
+  if (x.num_elements() == 0) return;
+  const auto run = [&]<class T>(T* data) {
+    reduce_pieces(data, x.num_elements(), data + x.num_elements() * rank() / size(), data, op);
+  };
+  x.dtype() == DType::f32 ? run(x.data<float>()) : run(x.data<double>());
+}
+
+void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op) {
+  TRANSXSSM_CHECK(input.is_contiguous() && output.is_contiguous(), "reduce_scatter on '{}'", name_);
+  TRANSXSSM_CHECK(input.dtype() == output.dtype() && input.num_elements() == output.num_elements() * size(),
+                  "reduce_scatter of {} into {} elements on {} ranks", input.num_elements(),
+                  output.num_elements(), size());
+  TRANSXSSM_CHECK(input.dtype() == DType::f32 || input.dtype() == DType::f64, "reduce_scatter of {}",
+                  dtype_name(input.dtype()));
+  if (input.num_elements() == 0 && size() == 1) return;
+  if (size() == 1) {
+    if (input.raw() != output.raw())
+      std::memcpy(output.raw(), input.raw(), static_cast<size_t>(input.num_bytes()));
+    return;
+  }
+  begin_collective("reduce_scatter", input.num_bytes(), static_cast<int64_t>(op));
+  if (input.num_elements() == 0) return;
+  const auto run = [&]<class T>(const T* in, T* out) {
+    reduce_pieces<T>(in, input.num_elements(), out, nullptr, op);
+  };
+  input.dtype() == DType::f32 ? run(input.data<float>(), output.data<float>())
+                              : run(input.data<double>(), output.data<double>());
+}
+
+void Communicator::all_gather(const Tensor& input, const Tensor& output) {
+  TRANSXSSM_CHECK(input.is_contiguous() && output.is_contiguous(), "all_gather on '{}'", name_);
+  TRANSXSSM_CHECK(input.dtype() == output.dtype() && output.num_elements() == input.num_elements() * size(),
+                  "all_gather of {} into {} elements on {} ranks", input.num_elements(),
+                  output.num_elements(), size());
+  const int64_t bytes = input.num_bytes();
+  std::byte* const out = static_cast<std::byte*>(output.raw());
+  if (size() > 1) begin_collective("all_gather", bytes, 0);
+  if (bytes == 0) return;
+  if (out + rank() * bytes != input.raw()) {
+    std::memcpy(out + rank() * bytes, input.raw(), static_cast<size_t>(bytes));
+  }
+  if (size() == 1) return;
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) continue;
+    post_receive(out + r * bytes, bytes, r);
+    post_send(out + rank() * bytes, bytes, r);
+  }
+  finish_posted();
+}
+
+void Communicator::broadcast(const Tensor& x, int root) {
+  TRANSXSSM_CHECK(x.is_contiguous() && root >= 0 && root < size(), "broadcast from {} on '{}'", root, name_);
+  if (size() == 1) return;
+  begin_collective("broadcast", x.num_bytes(), root);
+  if (x.num_bytes() == 0) return;
+  if (rank() == root) {
+    for (int r = 0; r < size(); ++r) {
+      if (r != root) post_send(x.raw(), x.num_bytes(), r);
+    }
+  } else {
+    post_receive(x.raw(), x.num_bytes(), root);
+  }
+  finish_posted();
+}
+
+// Dissemination (Hensgen, Finkel and Manber 1988): after round k a rank has heard, through others, of 2^k
+// ranks.
+void Communicator::barrier() {
+  if (size() == 1) return;
+  begin_collective("barrier", 0, 0);
+  for (int distance = 1; distance < size(); distance *= 2) {
+    post_receive(nullptr, 0, (rank() - distance + size()) % size());
+    post_send(nullptr, 0, (rank() + distance) % size());
+    finish_posted();
+  }
+}
+
+std::unique_ptr<Communicator> Communicator::split(int color, int key) {
+  std::array<int32_t, 3> mine{color, key, world_rank(rank())};
+  std::vector<int32_t> all(static_cast<size_t>(size()) * 3);
+  all_gather(Tensor(mine.data(), DType::i32, {3}), Tensor(all.data(), DType::i32, {size(), 3}));
+  std::vector<int> members;
+  for (int r = 0; r < size(); ++r) {
+    if (color >= 0 && all[static_cast<size_t>(r) * 3] == color) members.push_back(r);
+  }
+  std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
+    return all[static_cast<size_t>(a) * 3 + 1] < all[static_cast<size_t>(b) * 3 + 1];
+  });
+  std::unique_ptr<Communicator> group = make_group(color, key, members);
+  if (group == nullptr) return nullptr;
+  group->settings_ = settings_;
+  for (int member : members) group->world_ranks_.push_back(all[static_cast<size_t>(member) * 3 + 2]);
+  return group;
+}
+
+}  // namespace transxssm
