@@ -1,0 +1,130 @@
+#include "model/attention.h"
+
+#include <cmath>
+
+#include "kernels/attention.h"
+#include "kernels/rope.h"
+
+namespace transxssm {
+
+AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, int layer,
+                               ParameterStore& store, const RotaryTable& rotary)
+    : store_(&store),
+      rotary_(rotary),
+      heads_(shard.heads.count),
+      kv_heads_(shard.kv_heads.count),
+      p_(config.head_dim()),
+      scale_(1.0 / std::sqrt(static_cast<double>(config.head_dim()))) {
+  const std::string prefix = "model.layers." + std::to_string(layer) + ".attn.";
+  const int64_t d = config.d_model;
+  auto column_parallel = [&](const char* name, int64_t heads, const UnitShare& share) {
+    const Shape shape = {heads * p_, d};
+    return ParameterSpec{.name = prefix + name + ".weight",
+                         .global_shape = shape,
+                         .box = unit_box(shape, 0, p_, share),
+                         .gradient_sum_share = share.num_copies,
+                         .owner = share.copy == 0};
+  };
+  q_ = store.declare(column_parallel("q_proj", config.num_heads, shard.heads));
+  store.declare(column_parallel("k_proj", config.kv_heads(), shard.kv_heads), true);
+  store.declare(column_parallel("v_proj", config.kv_heads(), shard.kv_heads), true);
+  const Shape out_shape = {d, config.num_heads * p_};
+  out_ = store.declare({.name = prefix + "o_proj.weight",
+                        .global_shape = out_shape,
+                        .box = unit_box(out_shape, 1, p_, shard.heads)});
+}
+
+AttentionMixer::Saved AttentionMixer::carve(Carver& saved, int64_t rows, int64_t tokens) const {
+  Saved s;
+  s.projected = saved.take(DType::f32, {rows * tokens, width()});
+  s.y = saved.take(DType::f32, {rows * tokens, heads_ * p_});
+  s.log_sum_exp = saved.take(DType::f32, {rows, heads_, tokens});
+  return s;
+}
+
+void AttentionMixer::carve_pending(Carver& pending, int64_t rows, int64_t tokens) const {
+  pending.take(DType::f32, {rows * tokens, width()});
+}
+
+AttentionMixer::Parts AttentionMixer::split(const Tensor& projected, int64_t rows, int64_t tokens) const {
+  const int64_t hp = heads_ * p_, kvp = kv_heads_ * p_;
+  return {projected.slice(1, 0, hp).reshape({rows, tokens, heads_, p_}),
+          projected.slice(1, hp, kvp).reshape({rows, tokens, kv_heads_, p_}),
+          projected.slice(1, hp + kvp, kvp).reshape({rows, tokens, kv_heads_, p_})};
+}
+
+void AttentionMixer::rotate(Stream& stream, const TokenContext& tokens, const Tensor& projected,
+                            bool backward) const {
+  // q and k are neighbours: one pass over H + KV heads.
+  const int64_t heads = heads_ + kv_heads_;
+  run(stream, Rotary{.x = projected.slice(1, 0, heads * p_).reshape({projected.size(0), heads, p_}),
+                     .cos = rotary_.cos,
+                     .sin = rotary_.sin,
+                     .position = tokens.position,
+                     .direction = backward ? RotaryDirection::backward : RotaryDirection::forward});
+}
+
+void AttentionMixer::forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& out,
+                             Carver& saved) const {
+  const Saved s = carve(saved, tokens.rows, tokens.tokens);
+  projection().forward(stream, x, s.projected);
+  rotate(stream, tokens, s.projected, false);
+  const Parts parts = split(s.projected, tokens.rows, tokens.tokens);
+  AttentionForward attention{.q = parts.q,
+                             .k = parts.k,
+                             .v = parts.v,
+                             .first_key = tokens.first_key,
+                             .out = s.y.reshape(parts.q.shape()),
+                             .log_sum_exp = s.log_sum_exp,
+                             .scale = scale_};
+  if (tokens.cache != nullptr) {
+    copy(parts.k, tokens.cache->keys.slice(1, tokens.cached, tokens.tokens));
+    copy(parts.v, tokens.cache->values.slice(1, tokens.cached, tokens.tokens));
+    attention.k = tokens.cache->keys.slice(1, 0, tokens.cached + tokens.tokens);
+    attention.v = tokens.cache->values.slice(1, 0, tokens.cached + tokens.tokens);
+    attention.query_offset = tokens.cached;
+  }
+  run(stream, attention);
+  output().forward(stream, s.y, out);
+}
+
+void AttentionMixer::backward_input(Stream& stream, const TokenContext& tokens, const Tensor& d_out,
+                                    const Tensor& dx, Carver& saved, Carver& pending) const {
+  const Saved s = carve(saved, tokens.rows, tokens.tokens);
+  const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
+  Scratch scratch(stream, s.y.num_bytes());
+  const Tensor dy = scratch.carver().take(DType::f32, s.y.shape());
+  output().backward_input(stream, d_out, dy);
+
+  const Parts parts = split(s.projected, tokens.rows, tokens.tokens);
+  const Parts d = split(d_projected, tokens.rows, tokens.tokens);
+  run(stream, AttentionBackward{.q = parts.q,
+                                .k = parts.k,
+                                .v = parts.v,
+                                .first_key = tokens.first_key,
+                                .out = s.y.reshape(parts.q.shape()),
+                                .log_sum_exp = s.log_sum_exp,
+                                .d_out = dy.reshape(parts.q.shape()),
+                                .dq = d.q,
+                                .dk = d.k,
+                                .dv = d.v,
+                                .scale = scale_});
+  rotate(stream, tokens, d_projected, true);
+  projection().backward_input(stream, d_projected, dx);
+}
+
+void AttentionMixer::backward_weight(Stream& stream, const TokenContext& tokens, const Tensor& x,
+                                     const Tensor& d_out, Carver& saved, Carver& pending) const {
+  const Saved s = carve(saved, tokens.rows, tokens.tokens);
+  const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
+  output().backward_weight(stream, d_out, s.y);
+  projection().backward_weight(stream, d_projected, x);
+}
+
+LayerCache AttentionMixer::make_cache(Carver& carver, int64_t rows, int64_t capacity) const {
+  const Shape shape = {rows, capacity, kv_heads_, p_};
+  const Tensor keys = carver.take(DType::f32, shape);
+  return {.keys = keys, .values = carver.take(DType::f32, shape)};
+}
+
+}  // namespace transxssm

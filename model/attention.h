@@ -1,0 +1,54 @@
+// Attention mixer: fused projection to q, k, v; the unified rotation of q and k; causal attention; output
+// projection.
+#pragma once
+
+#include "model/block.h"
+#include "model/linear.h"
+#include "model/parameter.h"
+#include "model/rotary_table.h"
+#include "model/shard.h"
+
+namespace transxssm {
+
+class AttentionMixer {
+ public:
+  // Declares its parameters in `store`, under "model.layers.<layer>.attn.". `rotary` covers every position.
+  AttentionMixer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
+                 const RotaryTable& rotary);
+
+  // out is this rank's part of the sum over tp.
+  void forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& out,
+               Carver& saved) const;
+  // dx is this rank's part of the sum over tp.
+  void backward_input(Stream& stream, const TokenContext& tokens, const Tensor& d_out, const Tensor& dx,
+                      Carver& saved, Carver& pending) const;
+  void backward_weight(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& d_out,
+                       Carver& saved, Carver& pending) const;
+  void carve_saved(Carver& saved, int64_t rows, int64_t tokens) const { carve(saved, rows, tokens); }
+  void carve_pending(Carver& pending, int64_t rows, int64_t tokens) const;
+  LayerCache make_cache(Carver& carver, int64_t rows, int64_t capacity) const;
+
+ private:
+  struct Saved {
+    Tensor projected;    // [BT, (H + 2KV) P]: q, k (both rotated), v
+    Tensor y;            // [BT, HP]
+    Tensor log_sum_exp;  // [B,H,T]
+  };
+  struct Parts {  // views of a [BT, (H + 2KV) P] buffer
+    Tensor q, k, v;
+  };
+  Saved carve(Carver& saved, int64_t rows, int64_t tokens) const;
+  Parts split(const Tensor& projected, int64_t rows, int64_t tokens) const;
+  void rotate(Stream& stream, const TokenContext& tokens, const Tensor& projected, bool backward) const;
+  Linear projection() const { return {store_->fused_weight(q_, 3), store_->fused_gradient(q_, 3)}; }
+  Linear output() const { return {(*store_)[out_].weight, (*store_)[out_].gradient}; }
+  int64_t width() const { return (heads_ + 2 * kv_heads_) * p_; }
+
+  const ParameterStore* store_;
+  RotaryTable rotary_;
+  int64_t heads_, kv_heads_, p_;
+  double scale_;
+  int q_ = 0, out_ = 0;
+};
+
+}  // namespace transxssm

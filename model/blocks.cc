@@ -1,0 +1,165 @@
+#include "model/blocks.h"
+
+#include "kernels/residual.h"
+#include "kernels/rmsnorm.h"
+#include "model/attention.h"
+#include "model/mlp.h"
+#include "model/ssd.h"
+
+namespace transxssm {
+namespace {
+
+template <class Mixer>
+class Layer : public Block {
+ public:
+  Layer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
+        const RotaryTable& rotary, const Boundary& boundary)
+      : store_(&store), boundary_(boundary), d_(config.d_model), eps_(config.norm_eps) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    auto per_channel = [&](const char* name) {
+      return store.declare({.name = prefix + name + ".weight",
+                            .global_shape = {d_},
+                            .box = whole_box({d_}),
+                            .init = Init::ones,
+                            .owner = shard.tp_rank == 0});
+    };
+    norm1_ = per_channel("pre_sequence_layernorm");
+    mixer_ = std::make_unique<Mixer>(config, shard, layer, store, rotary);
+    if (config.learned_residual) residual1_ = per_channel("post_sequence_residual");
+    norm2_ = per_channel("pre_state_layernorm");
+    mlp_ = std::make_unique<Mlp>(config, shard, layer, store);
+    if (config.learned_residual) residual2_ = per_channel("post_state_residual");
+  }
+
+  void forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& y,
+               Carver saved) const override {
+    const Saved s = carve(saved, tokens.rows * tokens.tokens);
+    run(stream,
+        RmsNormForward{.x = x, .weight = weight(norm1_), .y = s.normed1, .rstd = s.rstd1, .eps = eps_});
+    boundary_.enter_forward(s.normed1);
+    mixer_->forward(stream, tokens, s.normed1, y, saved);
+    boundary_.leave_forward(y);
+    run(stream, RmsNormForward{.x = x,
+                               .branch = y,
+                               .residual_weight = weight(residual1_),
+                               .sum = s.h,
+                               .weight = weight(norm2_),
+                               .y = s.normed2,
+                               .rstd = s.rstd2,
+                               .eps = eps_});
+    boundary_.enter_forward(s.normed2);
+    mlp_->forward(stream, s.normed2, y, saved);
+    boundary_.leave_forward(y);
+    run(stream, ResidualForward{.x = s.h, .branch = y, .weight = weight(residual2_), .y = y});
+  }
+
+  void backward_input(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& dy,
+                      const Tensor& dx, Carver saved, Carver pending) const override {
+    const int64_t num_tokens = tokens.rows * tokens.tokens;
+    const Saved s = carve(saved, num_tokens);
+    const Tensor d_mixer = pending.take(DType::f32, {num_tokens, d_});
+    Scratch scratch(stream, 2 * s.h.num_bytes() + 2 * kAlignment);
+    Carver temporaries = scratch.carver();
+    const Tensor d_h = temporaries.take(DType::f32, s.h.shape());
+    const Tensor d_normed = temporaries.take(DType::f32, s.h.shape());
+
+    // The mixer's part of `saved` and `pending` lies before the mlp's.
+    Carver mixer_saved = saved, mixer_pending = pending;
+    mixer_->carve_saved(saved, tokens.rows, tokens.tokens);
+    mixer_->carve_pending(pending, tokens.rows, tokens.tokens);
+
+    run(stream, ResidualBackward{dy, s.h, weight(residual2_), d_h, gradient(residual2_)});
+    boundary_.leave_backward(dy);
+    mlp_->backward_input(stream, dy, d_normed, saved, pending);
+    boundary_.enter_backward(d_normed);
+    run(stream, RmsNormBackward{.dy = d_normed,
+                                .d_sum = d_h,
+                                .sum = s.h,
+                                .rstd = s.rstd2,
+                                .weight = weight(norm2_),
+                                .x = x,
+                                .residual_weight = weight(residual1_),
+                                .dx = dx,
+                                .d_branch = d_mixer,
+                                .d_weight = gradient(norm2_),
+                                .d_residual_weight = gradient(residual1_)});
+    boundary_.leave_backward(d_mixer);
+    mixer_->backward_input(stream, tokens, d_mixer, d_normed, mixer_saved, mixer_pending);
+    boundary_.enter_backward(d_normed);
+    run(stream, RmsNormBackward{.dy = d_normed,
+                                .d_sum = dx,
+                                .sum = x,
+                                .rstd = s.rstd1,
+                                .weight = weight(norm1_),
+                                .dx = dx,
+                                .d_weight = gradient(norm1_)});
+  }
+
+  void backward_weight(Stream& stream, const TokenContext& tokens, const Tensor& dy, Carver saved,
+                       Carver pending) const override {
+    const int64_t num_tokens = tokens.rows * tokens.tokens;
+    const Saved s = carve(saved, num_tokens);
+    const Tensor d_mixer = pending.take(DType::f32, {num_tokens, d_});
+    mixer_->backward_weight(stream, tokens, s.normed1, d_mixer, saved, pending);
+    mlp_->backward_weight(stream, s.normed2, dy, saved, pending);
+  }
+
+  int64_t saved_bytes(int64_t rows, int64_t tokens) const override {
+    Carver count;
+    carve(count, rows * tokens);
+    mixer_->carve_saved(count, rows, tokens);
+    mlp_->carve_saved(count, rows * tokens);
+    return count.used();
+  }
+
+  int64_t pending_bytes(int64_t rows, int64_t tokens) const override {
+    Carver count;
+    count.take(DType::f32, {rows * tokens, d_});
+    mixer_->carve_pending(count, rows, tokens);
+    mlp_->carve_pending(count, rows * tokens);
+    return count.used();
+  }
+
+  LayerCache make_cache(Carver& carver, int64_t rows, int64_t capacity) const override {
+    return mixer_->make_cache(carver, rows, capacity);
+  }
+
+ private:
+  struct Saved {
+    Tensor normed1, rstd1;  // [BT,D], [BT]
+    Tensor h;               // [BT,D] the residual stream between the sub-layers
+    Tensor normed2, rstd2;  // [BT,D], [BT]
+  };
+  Saved carve(Carver& saved, int64_t num_tokens) const {
+    Saved s;
+    s.normed1 = saved.take(DType::f32, {num_tokens, d_});
+    s.rstd1 = saved.take(DType::f32, {num_tokens});
+    s.h = saved.take(DType::f32, {num_tokens, d_});
+    s.normed2 = saved.take(DType::f32, {num_tokens, d_});
+    s.rstd2 = saved.take(DType::f32, {num_tokens});
+    return s;
+  }
+  // Empty for the residual weights of a plain residual.
+  Tensor weight(int index) const { return index < 0 ? Tensor{} : (*store_)[index].weight; }
+  Tensor gradient(int index) const { return index < 0 ? Tensor{} : (*store_)[index].gradient; }
+
+  const ParameterStore* store_;
+  Boundary boundary_;
+  int64_t d_;
+  double eps_;
+  std::unique_ptr<Mixer> mixer_;
+  std::unique_ptr<Mlp> mlp_;
+  int norm1_ = -1, residual1_ = -1, norm2_ = -1, residual2_ = -1;
+};
+
+}  // namespace
+
+std::unique_ptr<Block> make_layer(const ModelConfig& config, const Shard& shard, int layer,
+                                  ParameterStore& store, const LayerTables& tables,
+                                  const Boundary& boundary) {
+  if (config.is_attention(layer))
+    return std::make_unique<Layer<AttentionMixer>>(config, shard, layer, store, tables.positions, boundary);
+  return std::make_unique<Layer<SsdMixer>>(config, shard, layer, store, tables.chunk, boundary);
+}
+
+}  // namespace transxssm

@@ -1,0 +1,90 @@
+#include "model/decoding.h"
+
+#include <algorithm>
+
+namespace transxssm {
+
+DecodingWork::DecodingWork(Stream& stream, const Network& network, int64_t rows)
+    : stream_(stream), network_(network), rows_(rows) {
+  auto carve = [&](Carver& carver) {
+    caches_.clear();
+    for (const auto& layer : network.layers())
+      caches_.push_back(layer->make_cache(carver, rows, network.positions()));
+    if (network.head()) logits_ = carver.take(DType::f32, {rows, network.config().vocab_size});
+  };
+  Carver count;
+  carve(count);
+  arena_ = Arena(std::max(count.used(), kAlignment));
+  Carver carver = arena_.carver();
+  carve(carver);
+}
+
+void DecodingWork::begin(const Tensor& ids) {
+  TRANSXSSM_CHECK(cached_ + ids.size(1) <= network_.positions(), "{} tokens do not fit a cache of {}",
+                  cached_ + ids.size(1), network_.positions());
+  ids_ = ids;
+}
+
+void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) {
+  const int64_t tokens = ids_.size(1);
+  const int64_t num_tokens = rows_ * tokens;
+  const Shape residual = {num_tokens, network_.config().d_model};
+  int64_t saved_bytes = 0;
+  for (const auto& layer : network_.layers())
+    saved_bytes = std::max(saved_bytes, layer->saved_bytes(rows_, tokens));
+
+  Carver count;
+  struct Buffers {
+    Tensor x, y, position, start;
+  };
+  auto carve = [&](Carver& carver) {
+    Buffers b;
+    b.x = carver.take(DType::f32, residual);
+    b.y = carver.take(DType::f32, residual);
+    b.position = carver.take(DType::i32, {num_tokens});
+    b.start = carver.take(DType::u8, {rows_, tokens});
+    carver.take(DType::u8, {saved_bytes});
+    return b;
+  };
+  carve(count);
+  Scratch scratch(stream_, count.used());
+  Carver carver = scratch.carver();
+  Buffers b = carve(carver);
+  const Carver saved(
+      static_cast<std::byte*>(b.start.raw()) + (rows_ * tokens + kAlignment - 1) / kAlignment * kAlignment,
+      (saved_bytes + kAlignment - 1) / kAlignment * kAlignment);
+
+  for (int64_t i = 0; i < num_tokens; ++i) {
+    const int64_t position = cached_ + i % tokens;
+    b.position.at<int32_t>({i}) = static_cast<int32_t>(position);
+    b.start.data<uint8_t>()[i] = position == 0;
+  }
+  TokenContext context{
+      .rows = rows_, .tokens = tokens, .position = b.position, .start = b.start, .cached = cached_};
+  if (network_.embedding())
+    network_.embedding()->forward(stream_, ids_.reshape({num_tokens}), b.x);
+  else
+    copy(input.reshape(residual), b.x);
+  for (size_t i = 0; i < network_.layers().size(); ++i) {
+    context.cache = &caches_[i];
+    network_.layers()[i]->forward(stream_, context, b.x, b.y, saved);
+    std::swap(b.x, b.y);
+  }
+  cached_ += tokens;
+  if (!network_.head()) {
+    copy(b.x, output.reshape(residual));
+    return;
+  }
+  for (int64_t row = 0; row < rows_; ++row)
+    network_.head()->logits(stream_, b.x.slice(0, (row + 1) * tokens - 1, 1), logits_.slice(0, row, 1));
+}
+
+void DecodingWork::backward_input(int, int, const Tensor&, const Tensor&) {
+  throw InternalError("decoding has no backward");
+}
+
+void DecodingWork::backward_weight(int, int) {
+  throw InternalError("decoding has no backward");
+}
+
+}  // namespace transxssm

@@ -1,0 +1,59 @@
+// Final norm, language-model head and loss, cut over the vocabulary. In training the forward already forms
+// the gradients of the logits, in place, a few hundred tokens at a time: all logits never exist at once.
+#pragma once
+
+#include "model/config.h"
+#include "model/linear.h"
+#include "model/parameter.h"
+#include "model/shard.h"
+#include "parallel/boundary.h"
+#include "parallel/communicator.h"
+
+namespace transxssm {
+
+struct LossTargets {
+  Tensor target;          // [BT] i32
+  Tensor valid;           // [BT] u8
+  double loss_scale = 1;  // 1 / number of valid targets of the whole step
+};
+
+class Head {
+ public:
+  // `tied_weight` is the embedding's parameter where it lives on this stage, else -1: the head declares its
+  // own
+  // ("lm_head.weight", or a copy of the embedding where they are tied).
+  Head(const ModelConfig& config, const Shard& shard, ParameterStore& store, const Boundary& boundary,
+       Communicator& tp, int tied_weight);
+
+  // Sum of the losses of the valid targets, in nats. x [BT,D].
+  double loss(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const;
+  // As loss(), with the weight gradients accumulated and the gradient of the normalised x left in `saved`.
+  double loss_and_gradients(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const;
+  void backward_input(Stream& stream, const Tensor& x, const Tensor& dx, Carver saved) const;
+  // logits [n,V] of the rows x [n,D], on every rank of tp.
+  void logits(Stream& stream, const Tensor& x, const Tensor& logits) const;
+
+  int64_t saved_bytes(int64_t num_tokens) const;
+
+ private:
+  struct Saved {
+    Tensor normed;  // [BT,D]; after loss_and_gradients: its gradient
+    Tensor rstd;    // [BT]
+  };
+  Saved carve(Carver& saved, int64_t num_tokens) const;
+  double forward(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved,
+                 bool gradients) const;
+  void normalise(Stream& stream, const Tensor& x, const Tensor& y, const Tensor& rstd) const;
+  // Statistics of the whole vocabulary from each rank's: [3,n] max, sum, target logit.
+  void combine(Stream& stream, const Tensor& statistics) const;
+  Linear output() const { return {(*store_)[weight_].weight, (*store_)[weight_].gradient}; }
+
+  const ParameterStore* store_;
+  Boundary boundary_;
+  Communicator* tp_;
+  int64_t d_, vocab_size_, first_id_, local_vocab_;
+  double eps_;
+  int norm_ = 0, weight_ = 0;
+};
+
+}  // namespace transxssm

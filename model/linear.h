@@ -1,0 +1,24 @@
+// A matrix product with its two gradients, over one weight or several fused ones. y[T,out] = x[T,in]
+// W[out,in]^T.
+#pragma once
+
+#include "kernels/gemm.h"
+
+namespace transxssm {
+
+struct Linear {
+  Tensor weight;    // [out,in]
+  Tensor gradient;  // [out,in], accumulates; empty for inference
+
+  void forward(Stream& stream, const Tensor& x, const Tensor& y) const {
+    run(stream, Gemm{.a = x, .b = weight, .c = y, .transpose_b = true});
+  }
+  void backward_input(Stream& stream, const Tensor& dy, const Tensor& dx) const {
+    run(stream, Gemm{.a = dy, .b = weight, .c = dx});
+  }
+  void backward_weight(Stream& stream, const Tensor& dy, const Tensor& x) const {
+    run(stream, Gemm{.a = dy, .b = x, .c = gradient, .transpose_a = true, .accumulate = true});
+  }
+};
+
+}  // namespace transxssm

@@ -1,0 +1,39 @@
+// SwiGLU feed-forward: down(silu(gate(x)) * up(x)); gate and up are one product.
+#pragma once
+
+#include "model/linear.h"
+#include "model/parameter.h"
+#include "model/shard.h"
+
+namespace transxssm {
+
+class Mlp {
+ public:
+  // Declares its parameters in `store`, under "model.layers.<layer>.feed_forward.".
+  Mlp(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store);
+
+  // x, out [BT,D]; out is this rank's part of the sum over tp.
+  void forward(Stream& stream, const Tensor& x, const Tensor& out, Carver& saved) const;
+  // dx is this rank's part of the sum over tp.
+  void backward_input(Stream& stream, const Tensor& d_out, const Tensor& dx, Carver& saved,
+                      Carver& pending) const;
+  void backward_weight(Stream& stream, const Tensor& x, const Tensor& d_out, Carver& saved,
+                       Carver& pending) const;
+  void carve_saved(Carver& saved, int64_t num_tokens) const { saved.take(DType::f32, {num_tokens, 2 * ff_}); }
+  void carve_pending(Carver& pending, int64_t num_tokens) const { carve(pending, num_tokens); }
+
+ private:
+  struct Pending {
+    Tensor d_gate_up;  // [BT, 2F]
+    Tensor y;          // [BT, F] silu(gate) * up, computed again
+  };
+  Pending carve(Carver& pending, int64_t num_tokens) const;
+  Linear gate_up() const { return {store_->fused_weight(gate_, 2), store_->fused_gradient(gate_, 2)}; }
+  Linear down() const { return {(*store_)[down_].weight, (*store_)[down_].gradient}; }
+
+  const ParameterStore* store_;
+  int64_t ff_;
+  int gate_ = 0, down_ = 0;
+};
+
+}  // namespace transxssm

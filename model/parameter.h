@@ -1,0 +1,82 @@
+// Parameters of one rank: what each is, which part of it is here, and over which ranks its gradient is
+// summed. All live in four flat f32 arrays of one layout (weight, gradient and AdamW's two moments), so that
+// gradient buckets, norms and the optimizer walk contiguous memory, and fused projections are views of
+// neighbours.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "parallel/sharding.h"
+#include "runtime/arena.h"
+#include "runtime/stream.h"
+
+namespace transxssm {
+
+enum class Init {
+  normal,   // normal(0, ModelConfig::initializer_range)
+  ones,     // norms, residual weights, D skip
+  a_log,    // log of uniform [1, 16]
+  dt_bias,  // inverse softplus of log-uniform [1e-3, 1e-1]
+};
+
+struct ParameterSpec {
+  std::string name;    // global, the name in checkpoints and exports
+  Shape global_shape;  // logical, without padding
+  Box box;             // the part of it on this rank
+  Init init = Init::normal;
+  // Copies: number of neighbouring tp ranks whose copies meet different data, so that their gradients are
+  // summed (KV heads or state groups shared by ranks). 1: none. Every gradient is summed over dp besides.
+  int gradient_sum_share = 1;
+  // One copy of each element is the owner's: it counts in the gradient norm and is written to checkpoints.
+  bool owner = true;
+  // Both ends of a tied embedding: the gradient is summed over the first and last stage.
+  bool tied_pair = false;
+
+  bool decays() const { return global_shape.rank() >= 2; }  // weight decay: matrices only
+};
+
+struct Parameter {
+  ParameterSpec spec;
+  Tensor weight, gradient;     // [box.extent]
+  Tensor exp_avg, exp_avg_sq;  // [box.extent] AdamW's moments
+  int64_t offset = 0;          // of its first element in the flat arrays
+  int64_t num_elements() const { return weight.num_elements(); }
+};
+
+class ParameterStore {
+ public:
+  // Declares a parameter; returns its index. Parameters declared with `adjacent` follow the previous one
+  // without a gap, so that fused() can view them as one matrix.
+  int declare(ParameterSpec spec, bool adjacent = false);
+  // Allocates. `with_optimizer` false leaves out gradients and moments (inference).
+  void allocate(bool with_optimizer);
+  // Same start on every mesh: each element is a function of (seed, name, global index).
+  void initialise(Stream& stream, uint64_t seed, double initializer_range);
+
+  const Parameter& operator[](int index) const { return parameters_[static_cast<size_t>(index)]; }
+  const std::vector<Parameter>& all() const { return parameters_; }
+  // One [sum of rows, columns] view over `count` adjacent matrices: of their weights or gradients.
+  Tensor fused_weight(int first, int count) const;
+  Tensor fused_gradient(int first, int count) const;
+
+  const Tensor& flat_gradient() const { return gradient_; }
+  int64_t num_elements() const;  // logical elements on this rank, copies included
+  int64_t num_owned_elements() const;
+  int64_t weight_bytes() const { return weight_arena_.bytes(); }
+  int64_t optimizer_bytes() const { return optimizer_arena_.bytes(); }
+  int64_t gradient_bytes() const { return gradient_arena_.bytes(); }
+  void zero_gradients(Stream& stream) const;
+
+ private:
+  Tensor fused(const Tensor& flat, int first, int count) const;
+
+  std::vector<Parameter> parameters_;
+  std::vector<int64_t> offsets_;
+  int64_t elements_ = 0;  // of the flat arrays, gaps included
+  Arena weight_arena_, gradient_arena_, optimizer_arena_;
+  Tensor weight_, gradient_;
+};
+
+}  // namespace transxssm

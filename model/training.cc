@@ -1,0 +1,138 @@
+#include "model/training.h"
+
+namespace transxssm {
+namespace {
+
+Carver reserve(Carver& carver, int64_t bytes) {
+  const Tensor region = carver.take(DType::u8, {bytes});
+  return region.empty() ? Carver() : Carver(static_cast<std::byte*>(region.raw()), bytes);
+}
+
+}  // namespace
+
+TrainingWork::Slot TrainingWork::carve_slot(const Network& network, Carver& carver, int64_t rows,
+                                            int64_t tokens) {
+  const Shape residual = {rows * tokens, network.config().d_model};
+  const StageCut& cut = network.cut();
+  Slot slot;
+  slot.start = carver.take(DType::u8, {rows, tokens});
+  slot.first_key = carver.take(DType::i32, {rows, tokens});
+  for (int i = 0; i <= cut.num_layers; ++i) {
+    const bool received = i == 0 && !cut.has_embedding;
+    const bool sent = i == cut.num_layers && !cut.has_head;
+    slot.x.push_back(received || sent ? Tensor{} : carver.take(DType::f32, residual));
+  }
+  for (const auto& layer : network.layers())
+    slot.saved.push_back(reserve(carver, layer->saved_bytes(rows, tokens)));
+  if (cut.has_head) slot.saved.push_back(reserve(carver, network.head()->saved_bytes(rows * tokens)));
+  return slot;
+}
+
+TrainingWork::Pending TrainingWork::carve_pending(const Network& network, Carver& carver, int64_t rows,
+                                                  int64_t tokens) {
+  const Shape residual = {rows * tokens, network.config().d_model};
+  const StageCut& cut = network.cut();
+  Pending pending;
+  for (int i = 0; i <= cut.num_layers; ++i) {
+    const bool sent = i == 0 && !cut.has_embedding;
+    const bool received = i == cut.num_layers && !cut.has_head;
+    pending.dy.push_back(sent || received ? Tensor{} : carver.take(DType::f32, residual));
+  }
+  for (const auto& layer : network.layers())
+    pending.layers.push_back(reserve(carver, layer->pending_bytes(rows, tokens)));
+  return pending;
+}
+
+ActivationBytes TrainingWork::activation_bytes(const Network& network, int64_t rows, int64_t tokens) {
+  Carver slot, pending;
+  carve_slot(network, slot, rows, tokens);
+  carve_pending(network, pending, rows, tokens);
+  return {slot.used(), pending.used()};
+}
+
+TrainingWork::TrainingWork(Stream& stream, const Network& network, int64_t rows, int64_t tokens,
+                           int num_slots)
+    : stream_(stream), network_(network), rows_(rows), tokens_(tokens) {
+  const ActivationBytes bytes = activation_bytes(network, rows, tokens);
+  arena_ = Arena(num_slots * bytes.slot + bytes.pending);
+  Carver carver = arena_.carver();
+  for (int i = 0; i < num_slots; ++i) slots_.push_back(carve_slot(network, carver, rows, tokens));
+  pending_ = carve_pending(network, carver, rows, tokens);
+}
+
+void TrainingWork::begin_training(std::span<const Batch> microbatches, double loss_scale) {
+  microbatches_ = microbatches;
+  loss_scale_ = loss_scale;
+  loss_sum_ = 0;
+  training_ = true;
+}
+
+void TrainingWork::begin_evaluation(std::span<const Batch> microbatches) {
+  microbatches_ = microbatches;
+  loss_sum_ = 0;
+  training_ = false;
+}
+
+TokenContext TrainingWork::context(const Batch& batch, const Slot& slot) const {
+  return {.rows = rows_,
+          .tokens = tokens_,
+          .position = batch.position.reshape({rows_ * tokens_}),
+          .start = slot.start,
+          .first_key = slot.first_key};
+}
+
+void TrainingWork::forward(int microbatch, int slot_index, const Tensor& input, const Tensor& output) {
+  const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
+  Slot& slot = slots_[static_cast<size_t>(slot_index)];
+  const Shape residual = {rows_ * tokens_, network_.config().d_model};
+  mark_documents(batch.position, slot.start, slot.first_key);
+  const TokenContext tokens = context(batch, slot);
+  if (network_.embedding())
+    network_.embedding()->forward(stream_, batch.input.reshape({rows_ * tokens_}), slot.x.front());
+  else
+    slot.x.front() = input.reshape(residual);
+  const size_t layers = network_.layers().size();
+  for (size_t i = 0; i < layers; ++i) {
+    const bool sent = i + 1 == layers && !network_.head();
+    network_.layers()[i]->forward(stream_, tokens, slot.x[i], sent ? output.reshape(residual) : slot.x[i + 1],
+                                  slot.saved[i]);
+  }
+  if (!network_.head()) return;
+  const LossTargets targets{batch.target.reshape({rows_ * tokens_}), batch.valid.reshape({rows_ * tokens_}),
+                            loss_scale_};
+  loss_sum_ += training_
+                   ? network_.head()->loss_and_gradients(stream_, targets, slot.x[layers], slot.saved[layers])
+                   : network_.head()->loss(stream_, targets, slot.x[layers], slot.saved[layers]);
+}
+
+void TrainingWork::backward_input(int microbatch, int slot_index, const Tensor& d_output,
+                                  const Tensor& d_input) {
+  const Slot& slot = slots_[static_cast<size_t>(slot_index)];
+  const Shape residual = {rows_ * tokens_, network_.config().d_model};
+  const TokenContext tokens = context(microbatches_[static_cast<size_t>(microbatch)], slot);
+  const size_t layers = network_.layers().size();
+  if (network_.head())
+    network_.head()->backward_input(stream_, slot.x[layers], pending_.dy[layers], slot.saved[layers]);
+  else
+    pending_.dy[layers] = d_output.reshape(residual);
+  for (size_t i = layers; i-- > 0;) {
+    const bool sent = i == 0 && !network_.embedding();
+    network_.layers()[i]->backward_input(stream_, tokens, slot.x[i], pending_.dy[i + 1],
+                                         sent ? d_input.reshape(residual) : pending_.dy[i], slot.saved[i],
+                                         pending_.layers[i]);
+  }
+}
+
+void TrainingWork::backward_weight(int microbatch, int slot_index) {
+  const Slot& slot = slots_[static_cast<size_t>(slot_index)];
+  const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
+  const TokenContext tokens = context(batch, slot);
+  for (size_t i = network_.layers().size(); i-- > 0;)
+    network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], slot.saved[i],
+                                          pending_.layers[i]);
+  if (network_.embedding())
+    network_.embedding()->backward_weight(stream_, batch.input.reshape({rows_ * tokens_}),
+                                          pending_.dy.front());
+}
+
+}  // namespace transxssm

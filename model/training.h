@@ -1,0 +1,65 @@
+// The work of one pipeline stage in training and evaluation (parallel/pipeline.h calls it): microbatches pass
+// through the network's layers; what the backward needs stays in the microbatch's slot.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "model/network.h"
+#include "parallel/pipeline.h"
+#include "runtime/data/batch.h"
+
+namespace transxssm {
+
+// Bytes of one stage's activations, known without allocating them.
+struct ActivationBytes {
+  int64_t slot = 0;     // kept by each microbatch from its forward to its weight gradients
+  int64_t pending = 0;  // kept from input gradients to weight gradients, once
+};
+
+class TrainingWork : public StageWork {
+ public:
+  static ActivationBytes activation_bytes(const Network& network, int64_t rows, int64_t tokens);
+
+  // Microbatches of `rows` x `tokens`; allocates num_slots slots (Pipeline::num_slots()).
+  TrainingWork(Stream& stream, const Network& network, int64_t rows, int64_t tokens, int num_slots);
+
+  // Before Pipeline::run: the microbatches, and 1 / number of valid targets of the whole step.
+  void begin_training(std::span<const Batch> microbatches, double loss_scale);
+  // Before Pipeline::run_forward.
+  void begin_evaluation(std::span<const Batch> microbatches);
+  // Sum of the losses of this rank's valid targets since begin_*, in nats; zero but on the last stage.
+  double loss_sum() const { return loss_sum_; }
+
+  void forward(int microbatch, int slot, const Tensor& input, const Tensor& output) override;
+  void backward_input(int microbatch, int slot, const Tensor& d_output, const Tensor& d_input) override;
+  void backward_weight(int microbatch, int slot) override;
+  void reduce_gradients() override {}  // the trainer reduces: norms and ties need all gradients at once
+
+ private:
+  struct Slot {
+    Tensor start, first_key;  // [B,T]
+    std::vector<Tensor> x;    // input of each layer, then of the head; the first of a later stage is received
+    std::vector<Carver> saved;  // of each layer, then of the head
+  };
+  struct Pending {
+    std::vector<Tensor> dy;  // gradient of x of the same index; the last of an earlier stage is received
+    std::vector<Carver> layers;
+  };
+  static Slot carve_slot(const Network& network, Carver& carver, int64_t rows, int64_t tokens);
+  static Pending carve_pending(const Network& network, Carver& carver, int64_t rows, int64_t tokens);
+  TokenContext context(const Batch& batch, const Slot& slot) const;
+
+  Stream& stream_;
+  const Network& network_;
+  int64_t rows_, tokens_;
+  Arena arena_;
+  std::vector<Slot> slots_;
+  Pending pending_;
+  std::span<const Batch> microbatches_;
+  double loss_scale_ = 0;
+  double loss_sum_ = 0;
+  bool training_ = false;
+};
+
+}  // namespace transxssm
