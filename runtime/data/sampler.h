@@ -62,7 +62,7 @@ class TrainingData {
 
   int64_t num_tokens() const;         // of the training split, all sources
   int64_t samples_per_epoch() const;  // sum of the sources' samples
-  // Hash of the indices of all sources, their weights and the split: equal only where the samples are.
+  // Hash of the indices of all sources, their weights and the split, for the check of a resumed run.
   uint64_t digest() const { return digest_; }
 
  private:

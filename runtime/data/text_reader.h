@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace transxssm {
@@ -20,8 +21,8 @@ struct TextReaderOptions {
   std::vector<std::string> inputs;
   std::string separator;  // text files: documents end at this string, which is dropped; empty: one a file
   std::string field;      // not empty: JSONL, the document is this string field of each line
-  bool replace_invalid_utf8 =
-      false;  // U+FFFD for each ill-formed sequence; false: DataError with the byte offset
+  // U+FFFD for each ill-formed sequence; false: DataError with the byte offset.
+  bool replace_invalid_utf8 = false;
   int64_t piece_bytes = 1 << 20;
 };
 
@@ -35,17 +36,17 @@ class TextReader {
   static constexpr int64_t kMaxPiece = 16 << 20;
   static constexpr int64_t kMaxLine = 32 << 20;  // of JSONL, in bytes: a longer one is a DataError
 
-  // Opens every input once, so that a missing one is reported before work begins.
+  // Looks at every input, so that a missing one is reported before work begins.
   explicit TextReader(TextReaderOptions options);
   ~TextReader();
   // The next piece; false at the end. Documents without text are skipped. DataErrors name file and offset or
   // line.
   bool next(TextPiece& piece);
 
-  int64_t bytes_read() const;      // of the files as stored, for a progress bar
-  int64_t total_bytes() const;     // of all files as stored
-  int64_t text_bytes() const;      // of the pieces handed out
-  int64_t replaced_bytes() const;  // ill-formed sequences replaced
+  int64_t bytes_read() const;    // of the files as stored, for a progress bar
+  int64_t total_bytes() const;   // of all files as stored
+  int64_t text_bytes() const;    // of the pieces handed out
+  int64_t replacements() const;  // ill-formed sequences replaced
   int64_t unsafe_cuts() const;
 
  private:
@@ -56,6 +57,6 @@ class TextReader {
 // Where the text may be cut without changing its token ids (see above): the last such position in
 // (0, text.size()), or 0. The bytes after the position must exist to be judged, so the end of `text` is never
 // one.
-size_t last_safe_cut(const std::string& text);
+size_t last_safe_cut(std::string_view text);
 
 }  // namespace transxssm

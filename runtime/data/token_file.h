@@ -51,7 +51,6 @@ class TokenFileWriter {
 
  private:
   class Spool;
-  void write_index(const std::string& path);
   FileSystem& files_;
   std::string prefix_;
   int64_t vocab_size_;
