@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# launch/run.sh under each signal, with a shell in place of the program. Argument: the source tree.
+set -u
+run=$1/launch/run.sh
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0
+expect() {  # what, got, wanted
+  [ "$2" = "$3" ] || { echo "FAILED: $1: got '$2', wanted '$3'"; failures=$((failures + 1)); }
+}
+# Waits until N lines of the job's output say what is wanted.
+await() {
+  for _ in $(seq 200); do
+    [ "$(grep -c "$1" "$work/out")" -lt "$2" ] || return 0
+    sleep 0.05
+  done
+  echo "FAILED: no '$1' from $2 ranks within 10 s"
+  failures=$((failures + 1))
+}
+
+"$run" -n 2 --program /bin/sh -- -c 'exit 0'
+expect "exit code of a good job" $? 0
+"$run" -n 2 --program /bin/sh -- -c 'exit 4' 2>/dev/null
+expect "exit code of a failed job" $? 4
+"$run" -n 0 -- train 2>/dev/null
+expect "exit code of a wrong number of ranks" $? 2
+"$run" -n 2 -- 2>/dev/null
+expect "exit code without a command" $? 2
+
+# A program that saves for a moment on USR1, and one that does not listen.
+saves='trap "sleep 0.3; echo saved; exit 75" USR1; trap "echo saved-and-on" USR2; echo ready
+       i=0; while [ $i -lt 300 ]; do sleep 0.1; i=$((i + 1)); done; exit 9'
+deaf='trap "" USR1; echo ready; i=0; while [ $i -lt 300 ]; do sleep 0.1; i=$((i + 1)); done; exit 9'
+set -m  # jobs of their own: else the shell hands INT to them as ignored
+for signal in INT TERM HUP USR1; do
+  "$run" -n 3 --program /bin/sh -- -c "$saves" >"$work/out" 2>/dev/null &
+  job=$!
+  await ready 3
+  kill -USR2 $job
+  await saved-and-on 3
+  kill -$signal $job
+  wait $job
+  expect "exit code after $signal" $? 75
+  expect "ranks that saved after $signal" "$(grep -c '^saved$' "$work/out")" 3
+done
+
+"$run" -n 2 --program /bin/sh -- -c "$deaf" >"$work/out" 2>/dev/null &
+job=$!
+await ready 2
+kill -INT $job
+sleep 0.3
+SECONDS=0
+kill -INT $job
+wait $job
+status=$?
+[ $status != 0 ] && [ $status != 9 ] && [ $status != 75 ] || expect "exit code after a second signal" $status "a failure"
+[ $SECONDS -le 5 ] || expect "seconds after a second signal" $SECONDS "at most 5"
+
+[ $failures = 0 ] && echo "run.sh: all as documented"
+exit $((failures > 0))

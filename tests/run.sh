@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, runs every test, and ends with one line: N passed, N failed[, N skipped].
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+Usage: tests/run.sh [--label unit|mpi|slow]... [--interop] [--build DIR] [--preset NAME]
+  --label    only tests of this label (default: all, unit first)
+  --interop  also tests/interop: other projects' readers and writers, from PyPI, in a virtual environment in the build
+             folder; without it they count as skipped
+  --build    build folder (default: build)
+  --preset   CMake preset: cpu (default), asan, tsan
+EOF
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build=
+preset=cpu
+interop=false
+labels=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --label) labels+=("${2:?--label needs unit, mpi or slow}"); shift 2 ;;
+    --build) build=${2:?--build needs a folder}; shift 2 ;;
+    --preset) preset=${2:?--preset needs a name}; shift 2 ;;
+    --interop) interop=true; shift ;;
+    --help | -h) usage; exit 0 ;;
+    *) echo "tests/run.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
+  esac
+done
+case $preset in
+  cpu) : "${build:=$root/build}" ;;
+  asan | tsan) : "${build:=$root/build-$preset}" ;;
+  *) echo "tests/run.sh: unknown preset $preset; there are cpu, asan, tsan" >&2; exit 2 ;;
+esac
+for label in ${labels[@]+"${labels[@]}"}; do
+  case $label in
+    unit | mpi | slow) ;;
+    *) echo "tests/run.sh: unknown label $label; there are unit, mpi, slow" >&2; exit 2 ;;
+  esac
+done
+
+passed=0 failed=0 skipped=0
+# Whatever happens, the last line says how it went.
+trap 'status=$?
+      [ $status = 0 ] || [ $failed -gt 0 ] || failed=1
+      line="$passed passed, $failed failed"
+      [ $skipped = 0 ] || line="$line, $skipped skipped"
+      echo "$line"
+      [ $failed = 0 ] || exit 1' EXIT
+
+"$root/launch/install-deps.sh" $($interop && echo --interop)
+cd "$root"
+mkdir -p "$build"
+build=$(cd "$build" && pwd)
+cmake --preset "$preset" -B "$build" >"$build.configure.log" 2>&1 || { cat "$build.configure.log"; exit 1; }
+rm -f "$build.configure.log"
+cmake --build "$build"
+
+[ "$preset" != tsan ] || export OMP_NUM_THREADS=1  # the OpenMP runtime itself is not instrumented
+# Tests run side by side; threads that spin while they wait would take one another's cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=passive
+
+# Runs ctest on what the arguments select and adds up its JUnit file. Tests that could not start count as failed.
+run_tests() {
+  local name=$1 junit=$build/junit-$1.xml total_skipped total total_failed status=0
+  shift
+  rm -f "$junit"
+  ctest --test-dir "$build" --output-junit "$junit" --output-on-failure --progress -j "$(nproc)" "$@" || status=$?
+  if [ ! -s "$junit" ]; then
+    failed=$((failed + 1))
+    return
+  fi
+  total=$(grep -c '<testcase ' "$junit" || true)
+  total_skipped=$(grep -c 'message="SKIP_' "$junit" || true)
+  total_failed=$(grep -E '<testcase .*status="(fail|notrun|disabled)"' "$junit" | grep -c . || true)
+  total_failed=$((total_failed - total_skipped))
+  if [ $status != 0 ] && [ $total_failed -le 0 ]; then total_failed=1 total=$((total + 1)); fi
+  passed=$((passed + total - total_skipped - total_failed))
+  failed=$((failed + total_failed))
+  skipped=$((skipped + total_skipped))
+  [ "$total" = 0 ] || echo "$name: $total tests, $total_failed failed, $total_skipped skipped"
+}
+
+for label in ${labels[@]:-unit mpi slow}; do run_tests "$label" -L "^$label\$"; done
+[ ${#labels[@]} -gt 0 ] || run_tests other -LE '^(unit|mpi|slow)$'
+
+shopt -s nullglob
+scripts=("$root"/tests/interop/*_test.py)
+if [ ${#labels[@]} = 0 ] && [ ${#scripts[@]} -gt 0 ]; then
+  if $interop; then
+    venv=$build/interop-venv
+    if [ ! -e "$venv/ready" ]; then
+      python3 -m venv "$venv"
+      "$venv/bin/pip" install -q --extra-index-url https://download.pytorch.org/whl/cpu \
+        torch transformers tokenizers safetensors numpy tensorboard
+      touch "$venv/ready"
+    fi
+    for script in "${scripts[@]}"; do
+      status=0
+      PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$script" "$build" || status=$?
+      case $status in
+        0) passed=$((passed + 1)) word=passed ;;
+        77) skipped=$((skipped + 1)) word=skipped ;;
+        *) failed=$((failed + 1)) word="FAILED ($status)" ;;
+      esac
+      echo "interop: $(basename "$script") $word"
+    done
+  else
+    skipped=$((skipped + ${#scripts[@]}))
+    echo "interop: ${#scripts[@]} skipped; tests/run.sh --interop runs them"
+  fi
+fi
