@@ -1,0 +1,56 @@
+// The conformance suite on MPI processes: mpirun -n N test_communicator_mpi. Also with messages cut into
+// small parts, the path that messages beyond 2 GiB take.
+#define OMPI_SKIP_MPICXX 1
+#include <mpi.h>
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "parallel/mpi_communicator.h"
+#include "tests/parallel/communicator_suite.h"
+
+namespace transxssm {
+namespace {
+
+class MpiConformance : public testing::TestWithParam<int> {};
+
+TEST_P(MpiConformance, Case) {
+  for (const int64_t part : {int64_t{1} << 30, int64_t{100'000}}) {
+    const auto world = mpi_world(part);
+    try {
+      communicator_cases()[static_cast<size_t>(GetParam())].run(*world);
+    } catch (const std::exception& error) {  // the other ranks cannot go on
+      std::fprintf(stderr, "rank %d: %s\n", world->rank(), error.what());
+      MPI_Abort(MPI_COMM_WORLD, 1);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Mpi, MpiConformance,
+                         testing::Range(0, static_cast<int>(communicator_cases().size())),
+                         [](const auto& instance) {
+                           return std::string(communicator_cases()[static_cast<size_t>(instance.param)].name);
+                         });
+
+}  // namespace
+}  // namespace transxssm
+
+int main(int argc, char** argv) {
+  int provided = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  testing::InitGoogleTest(&argc, argv);
+  int rank = 0;
+  int size = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  // Started without a launcher the program would pass while testing nothing.
+  int failed = size < 2 ? 1 : RUN_ALL_TESTS();
+  int any_failed = 0;
+  MPI_Allreduce(&failed, &any_failed, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  if (rank == 0) std::printf("%s on %d MPI ranks\n", any_failed == 0 ? "passed" : "FAILED", size);
+  MPI_Finalize();
+  return any_failed;
+}

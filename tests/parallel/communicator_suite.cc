@@ -1,0 +1,322 @@
+#include "tests/parallel/communicator_suite.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <thread>
+#include <vector>
+
+namespace transxssm {
+namespace {
+
+constexpr int64_t kChunkBytes = int64_t{256} << 10;
+
+template <class T>
+Tensor view(std::vector<T>& v) {
+  return Tensor(v.data(), DTypeOf<T>::value, {static_cast<int64_t>(v.size())});
+}
+
+// Magnitudes over 2^24, so that the order of a sum shows in its last bits.
+template <class T>
+T element(int rank, int64_t i) {
+  uint64_t h = (static_cast<uint64_t>(rank) * 1000003u + static_cast<uint64_t>(i)) * 0x9E3779B97F4A7C15u;
+  h ^= h >> 29;
+  h *= 0xBF58476D1CE4E5B9u;
+  h ^= h >> 32;
+  const double mantissa = static_cast<double>(h >> 40) / (1 << 24) - 0.5;
+  return static_cast<T>(std::ldexp(mantissa / 3, static_cast<int>(h % 24)));
+}
+
+template <class T>
+std::vector<T> elements(int rank, int64_t count) {
+  std::vector<T> v(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) v[static_cast<size_t>(i)] = element<T>(rank, i);
+  return v;
+}
+
+template <class T>
+std::vector<T> rank_ordered(int n, int64_t count, ReduceOp op) {
+  std::vector<T> sum = elements<T>(0, count);
+  for (int r = 1; r < n; ++r) {
+    for (int64_t i = 0; i < count; ++i) {
+      T& s = sum[static_cast<size_t>(i)];
+      s = op == ReduceOp::sum ? s + element<T>(r, i) : std::max(s, element<T>(r, i));
+    }
+  }
+  return sum;
+}
+
+template <class T>
+std::vector<int64_t> sizes(int n) {
+  const int64_t chunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  return {0, 1, n - 1, 7, 1001, n * chunk, n * (chunk + 3) + 1};
+}
+
+template <class T>
+void all_reduce_of(Communicator& world) {
+  for (const ReduceOp op : {ReduceOp::sum, ReduceOp::max}) {
+    for (const int64_t count : sizes<T>(world.size())) {
+      std::vector<T> x = elements<T>(world.rank(), count);
+      world.all_reduce(view(x), op);
+      EXPECT_EQ(x, rank_ordered<T>(world.size(), count, op)) << count << " elements";
+    }
+  }
+  if (world.size() > 2) {  // the order is visible in these values
+    const int64_t count = 1001;
+    std::vector<T> backwards = elements<T>(world.size() - 1, count);
+    for (int r = world.size() - 2; r >= 0; --r) {
+      for (int64_t i = 0; i < count; ++i) backwards[static_cast<size_t>(i)] += element<T>(r, i);
+    }
+    EXPECT_NE(backwards, rank_ordered<T>(world.size(), count, ReduceOp::sum));
+  }
+}
+
+void all_reduce(Communicator& world) {
+  all_reduce_of<float>(world);
+  all_reduce_of<double>(world);
+}
+
+void maximum_keeps_nan(Communicator& world) {
+  for (int bad = 0; bad < world.size(); ++bad) {
+    std::vector<float> x{1.0F, world.rank() == bad ? std::numeric_limits<float>::quiet_NaN() : 2.0F};
+    world.all_reduce(view(x), ReduceOp::max);
+    EXPECT_EQ(x[0], 1.0F);
+    EXPECT_TRUE(std::isnan(x[1]));
+  }
+}
+
+template <class T>
+void reduce_scatter_of(Communicator& world) {
+  const int n = world.size();
+  for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{333}, kChunkBytes / 4 + 5}) {
+    std::vector<T> input = elements<T>(world.rank(), n * count);
+    const std::vector<T> sum = rank_ordered<T>(n, n * count, ReduceOp::sum);
+    const std::vector<T> expected(sum.begin() + world.rank() * count,
+                                  sum.begin() + (world.rank() + 1) * count);
+    std::vector<T> output(static_cast<size_t>(count));
+    world.reduce_scatter(view(input), view(output));
+    EXPECT_EQ(output, expected);
+    EXPECT_EQ(input, elements<T>(world.rank(), n * count));  // read only
+    if (count == 0) continue;
+    world.reduce_scatter(view(input), view(input).slice(0, world.rank() * count, count));
+    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), input.begin() + world.rank() * count))
+        << "in place";
+  }
+}
+
+void reduce_scatter(Communicator& world) {
+  reduce_scatter_of<float>(world);
+  reduce_scatter_of<double>(world);
+}
+
+template <class T>
+void all_gather_of(Communicator& world) {
+  const int n = world.size();
+  for (const int64_t count : {0, 1, 13, 100'001}) {
+    const auto byte = [](int r, int64_t i) { return static_cast<uint8_t>(r * 31 + i * 7); };
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    std::vector<T> input(static_cast<size_t>(count));
+    std::vector<T> output(static_cast<size_t>(n * count));
+    for (int64_t i = 0; i < bytes; ++i) reinterpret_cast<uint8_t*>(input.data())[i] = byte(world.rank(), i);
+    world.all_gather(view(input), view(output));
+    int64_t wrong = 0;
+    const auto check = [&] {
+      for (int64_t i = 0; i < n * bytes; ++i) {
+        wrong += reinterpret_cast<uint8_t*>(output.data())[i] != byte(static_cast<int>(i / bytes), i % bytes);
+      }
+    };
+    check();
+    if (count == 0) continue;
+    std::memset(output.data(), 0, static_cast<size_t>(n * bytes));
+    std::memcpy(output.data() + world.rank() * count, input.data(), static_cast<size_t>(bytes));
+    world.all_gather(view(output).slice(0, world.rank() * count, count), view(output));
+    check();
+    EXPECT_EQ(wrong, 0);
+  }
+}
+
+void all_gather(Communicator& world) {
+  all_gather_of<uint8_t>(world);
+  all_gather_of<BFloat16>(world);
+  all_gather_of<int64_t>(world);
+}
+
+void broadcast(Communicator& world) {
+  for (int root = 0; root < world.size(); ++root) {
+    for (const int64_t count : {0, 1, 99'999}) {
+      std::vector<float> x = elements<float>(world.rank(), count);
+      world.broadcast(view(x), root);
+      EXPECT_EQ(x, elements<float>(root, count));
+    }
+  }
+}
+
+void barrier(Communicator& world) {
+  world.barrier();
+  for (int late = 0; late < world.size(); ++late) {
+    const auto start = std::chrono::steady_clock::now();
+    world.barrier();  // all start within this
+    if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    world.barrier();
+    EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(15));
+  }
+}
+
+void split(Communicator& world) {
+  const int n = world.size();
+  const int me = world.rank();
+  // Odd and even ranks, backwards; rank 0 joins none.
+  const auto group = world.split(me == 0 ? -1 : me % 2, -me);
+  if (me == 0) {
+    EXPECT_EQ(group, nullptr);
+  } else {
+    std::vector<int> members;
+    for (int r = n - 1; r > 0; --r) {
+      if (r % 2 == me % 2) members.push_back(r);
+    }
+    ASSERT_EQ(group->size(), static_cast<int>(members.size()));
+    EXPECT_EQ(members[static_cast<size_t>(group->rank())], me);
+    for (int r = 0; r < group->size(); ++r) EXPECT_EQ(group->world_rank(r), members[static_cast<size_t>(r)]);
+    std::vector<double> x{static_cast<double>(me)};
+    group->all_reduce(view(x));
+    double sum = 0;
+    for (int r : members) sum += r;
+    EXPECT_EQ(x[0], sum);
+    EXPECT_EQ(world.traffic().messages, n - 1);  // of the split; the group counts its own
+
+    const auto grandchild = group->split(0, group->rank());
+    EXPECT_EQ(grandchild->world_rank(grandchild->rank()), me);
+  }
+  world.barrier();
+}
+
+// Messages of a pair arrive in the order sent, whatever their sizes, and never mix with collectives.
+void order(Communicator& world) {
+  const int n = world.size();
+  if (n == 1) return;
+  const int next = (world.rank() + 1) % n;
+  const int previous = (world.rank() + n - 1) % n;
+  const auto length = [](int k) {
+    return k % 3 == 0 ? int64_t{0} : (k % 3 == 1 ? int64_t{5} : int64_t{40'000});
+  };
+  constexpr int kMessages = 12;
+  std::vector<std::vector<float>> out, in;
+  std::vector<Request> requests;
+  for (int k = 0; k < kMessages; ++k) {
+    out.push_back(elements<float>(world.rank() * 100 + k, length(k)));
+    in.emplace_back(static_cast<size_t>(length(k)));
+  }
+  for (int k = 0; k < kMessages; ++k) requests.push_back(world.send(view(out[static_cast<size_t>(k)]), next));
+  std::vector<float> sum{1.0F};
+  world.all_reduce(view(sum));
+  EXPECT_EQ(sum[0], static_cast<float>(n));
+  for (int k = 0; k < kMessages; ++k)
+    requests.push_back(world.receive(view(in[static_cast<size_t>(k)]), previous));
+  for (Request& request : requests) request.wait();
+  for (int k = 0; k < kMessages; ++k) {
+    EXPECT_EQ(in[static_cast<size_t>(k)], elements<float>(previous * 100 + k, length(k))) << k;
+    EXPECT_FALSE(requests[static_cast<size_t>(k)].pending());
+  }
+}
+
+void traffic(Communicator& world) {
+  const int64_t n = world.size();
+  std::vector<double> x(1200);
+  std::vector<double> gathered(static_cast<size_t>(n * 1200));
+  const auto sent_by_all = [&](auto&& run) {
+    const int64_t before = world.traffic().bytes_sent;
+    run();
+    std::vector<double> total{static_cast<double>(world.traffic().bytes_sent - before)};
+    world.all_reduce(view(total));
+    return static_cast<int64_t>(total[0]);
+  };
+  EXPECT_EQ(sent_by_all([&] { world.all_reduce(view(x)); }), 2 * (n - 1) * 9600);
+  EXPECT_EQ(sent_by_all([&] { world.reduce_scatter(view(gathered), view(x)); }), n * (n - 1) * 9600);
+  EXPECT_EQ(sent_by_all([&] { world.all_gather(view(x), view(gathered)); }), n * (n - 1) * 9600);
+  EXPECT_EQ(sent_by_all([&] { world.broadcast(view(x), 0); }), (n - 1) * 9600);
+  EXPECT_EQ(sent_by_all([&] { world.barrier(); }), 0);
+}
+
+template <class Fn>
+std::string message_of(Fn&& fn) {
+  try {
+    fn();
+  } catch (const CommunicationError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void time_out_names_the_peers(Communicator& world) {
+  const int n = world.size();
+  if (n == 1) return;
+  const auto group = world.split(0, -world.rank());  // backwards: world ranks in the message, not the group's
+  group->set_name("stuck");
+  group->set_timeout(std::chrono::milliseconds(30));
+  std::vector<float> x(8);
+  if (world.rank() == 0) {
+    const std::string message = message_of([&] { group->receive(view(x), 0).wait(); });
+    EXPECT_NE(message.find("Rank 0 in receive #0 of 'stuck'"), std::string::npos) << message;
+    EXPECT_NE(message.find("for rank " + std::to_string(n - 1) + ","), std::string::npos) << message;
+  }
+  world.set_timeout(std::chrono::seconds(300));
+  world.barrier();
+}
+
+void sizes_must_agree(Communicator& world) {
+  if (world.size() == 1) return;
+  std::vector<float> x(8);
+  if (world.rank() == 0) {
+    // Whether the sender learns of it is the transport's affair.
+    message_of([&] { world.send(view(x).slice(0, 0, 2), 1).wait(); });
+  } else if (world.rank() == 1) {
+    const std::string message = message_of([&] { world.receive(view(x), 0).wait(); });
+    EXPECT_NE(message.find("a message of 8 bytes met a receive of 32 bytes"), std::string::npos) << message;
+  }
+  world.barrier();
+}
+
+void checks_find_unlike_collectives(Communicator& world) {
+  if (world.size() == 1) return;
+  world.set_collective_checks(true);
+  std::vector<float> x(static_cast<size_t>(4 * world.size()));
+  world.all_reduce(view(x));
+  const std::string message = message_of([&] {
+    if (world.rank() == 1) {
+      world.all_gather(view(x).slice(0, 0, 4), view(x));
+    } else {
+      world.all_reduce(view(x));
+    }
+  });
+  EXPECT_NE(message.find("rank 1 runs all_gather #1 of 16 bytes"), std::string::npos) << message;
+  EXPECT_NE(message.find("all_reduce #1 of"), std::string::npos) << message;
+  world.set_collective_checks(false);
+  world.barrier();
+}
+
+constexpr CommunicatorCase kCases[] = {
+    {"all_reduce", all_reduce},
+    {"maximum_keeps_nan", maximum_keeps_nan},
+    {"reduce_scatter", reduce_scatter},
+    {"all_gather", all_gather},
+    {"broadcast", broadcast},
+    {"barrier", barrier},
+    {"split", split},
+    {"order", order},
+    {"traffic", traffic},
+    {"time_out_names_the_peers", time_out_names_the_peers},
+    {"sizes_must_agree", sizes_must_agree},
+    {"checks_find_unlike_collectives", checks_find_unlike_collectives},
+};
+
+}  // namespace
+
+std::span<const CommunicatorCase> communicator_cases() {
+  return kCases;
+}
+
+}  // namespace transxssm
