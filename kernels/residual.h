@@ -7,20 +7,20 @@
 namespace transxssm {
 
 struct ResidualForward {
-  Tensor x;       // [T,D]
-  Tensor branch;  // [T,D]
-  Tensor weight;  // [D] or empty: ones
-  Tensor y;       // [T,D] out; may be branch
+  Tensor x;         // [T,D]
+  Tensor branch;    // [T,D]
+  Tensor weight{};  // [D] or empty: ones
+  Tensor y;         // [T,D] out; may be branch
 };
 void run(Stream& stream, const ResidualForward& args);
 
 // dx = weight * dy, d_weight += sum over T of dy * x. The branch's gradient is dy itself.
 struct ResidualBackward {
-  Tensor dy;        // [T,D]
-  Tensor x;         // [T,D]
-  Tensor weight;    // [D] or empty: ones
-  Tensor dx;        // [T,D] out
-  Tensor d_weight;  // [D] += or empty
+  Tensor dy;          // [T,D]
+  Tensor x;           // [T,D]
+  Tensor weight{};    // [D] or empty: ones
+  Tensor dx;          // [T,D] out
+  Tensor d_weight{};  // [D] += or empty
 };
 void run(Stream& stream, const ResidualBackward& args);
 

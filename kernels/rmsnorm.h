@@ -9,13 +9,13 @@
 namespace transxssm {
 
 struct RmsNormForward {
-  Tensor x;                // [T,D]
-  Tensor branch;           // [T,D] or empty: no residual sum
-  Tensor residual_weight;  // [D] or empty: ones
-  Tensor sum;              // [T,D] out, with branch
-  Tensor weight;           // [D]
-  Tensor y;                // [T,D] out
-  Tensor rstd;             // [T] out
+  Tensor x;                  // [T,D]
+  Tensor branch{};           // [T,D] or empty: no residual sum
+  Tensor residual_weight{};  // [D] or empty: ones
+  Tensor sum{};              // [T,D] out, with branch
+  Tensor weight;             // [D]
+  Tensor y;                  // [T,D] out
+  Tensor rstd;               // [T] out
   double eps = 1e-6;
 };
 void run(Stream& stream, const RmsNormForward& args);
@@ -23,17 +23,17 @@ void run(Stream& stream, const RmsNormForward& args);
 // total = d_sum + (gradient of sum through the norm).
 // Without residual (x empty): dx = total.   With residual: d_branch = total, dx = residual_weight * total.
 struct RmsNormBackward {
-  Tensor dy;                // [T,D]
-  Tensor d_sum;             // [T,D] or empty: gradient that reaches `sum` on other paths
-  Tensor sum;               // [T,D] what was normalised
-  Tensor rstd;              // [T]
-  Tensor weight;            // [D]
-  Tensor x;                 // [T,D] residual input, or empty: no residual sum
-  Tensor residual_weight;   // [D] or empty: ones
-  Tensor dx;                // [T,D] out; may be dy or d_sum
-  Tensor d_branch;          // [T,D] out, with residual; may be d_sum, not dx
-  Tensor d_weight;          // [D] +=
-  Tensor d_residual_weight; // [D] += or empty
+  Tensor dy;                   // [T,D]
+  Tensor d_sum{};              // [T,D] or empty: gradient that reaches `sum` on other paths
+  Tensor sum;                  // [T,D] what was normalised
+  Tensor rstd;                 // [T]
+  Tensor weight;               // [D]
+  Tensor x{};                  // [T,D] residual input, or empty: no residual sum
+  Tensor residual_weight{};    // [D] or empty: ones
+  Tensor dx;                   // [T,D] out; may be dy or d_sum
+  Tensor d_branch{};           // [T,D] out, with residual; may be d_sum, not dx
+  Tensor d_weight;             // [D] +=
+  Tensor d_residual_weight{};  // [D] += or empty
 };
 void run(Stream& stream, const RmsNormBackward& args);
 

@@ -14,7 +14,7 @@ struct Rotary {
   Tensor cos;       // [positions, d/2] f32 (f64 with f64 x); a scaling's factor on q,k is multiplied in
   Tensor sin;       // [positions, d/2]
   Tensor position;  // [T] i32: rows of the tables
-  Tensor scale;     // [T] f32/f64 or empty: further factor of each token (log-n)
+  Tensor scale{};   // [T] f32/f64 or empty: further factor of each token (log-n)
   RotaryDirection direction = RotaryDirection::forward;
 };
 void run(Stream& stream, const Rotary& args);

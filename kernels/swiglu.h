@@ -19,7 +19,7 @@ struct SwigluBackward {
   Tensor dy;      // [T,F]
   Tensor d_gate;  // [T,F] out; may be gate
   Tensor d_up;    // [T,F] out; may be up
-  Tensor y;       // [T,F] out: the forward's result again (not saved), or empty; may be dy
+  Tensor y{};     // [T,F] out: the forward's result again (not saved), or empty; may be dy
 };
 void run(Stream& stream, const SwigluBackward& args);
 
