@@ -42,6 +42,7 @@ done
 
 passed=0 failed=0 skipped=0
 # Whatever happens, the last line says how it went.
+# shellcheck disable=SC2154  # line, status are set inside
 trap 'status=$?
       [ $status = 0 ] || [ $failed -gt 0 ] || failed=1
       line="$passed passed, $failed failed"
@@ -49,7 +50,9 @@ trap 'status=$?
       echo "$line"
       [ $failed = 0 ] || exit 1' EXIT
 
-"$root/launch/install-deps.sh" $($interop && echo --interop)
+dependencies=()
+if $interop; then dependencies=(--interop); fi
+"$root/launch/install-deps.sh" ${dependencies[@]+"${dependencies[@]}"}
 cd "$root"
 mkdir -p "$build"
 build=$(cd "$build" && pwd)
@@ -82,7 +85,9 @@ run_tests() {
   [ "$total" = 0 ] || echo "$name: $total tests, $total_failed failed, $total_skipped skipped"
 }
 
-for label in ${labels[@]:-unit mpi slow}; do run_tests "$label" -L "^$label\$"; done
+selected=(unit mpi slow)
+[ ${#labels[@]} = 0 ] || selected=("${labels[@]}")
+for label in "${selected[@]}"; do run_tests "$label" -L "^$label\$"; done
 [ ${#labels[@]} -gt 0 ] || run_tests other -LE '^(unit|mpi|slow)$'
 
 shopt -s nullglob
