@@ -1,0 +1,159 @@
+#include "launch/trainer.h"
+
+#include <cmath>
+
+namespace transxssm {
+namespace {
+
+MeshShape mesh_shape(const TrainConfig& config) {
+  const auto& p = config.parallel();
+  return {.pp = p.pp(), .dp = p.dp(), .cp = p.cp(), .tp = p.tp()};
+}
+
+Schedule make_schedule(const TrainConfig& config) {
+  const int stages = config.parallel().pp();
+  const int microbatches = static_cast<int>(num_microbatches(config));
+  return config.parallel().pipeline() == "gpipe" ? gpipe_schedule(stages, microbatches)
+                                                 : one_f_one_b_schedule(stages, microbatches);
+}
+
+LearningRateSchedule make_learning_rate(const TrainConfig& config) {
+  const auto& s = config.schedule();
+  const LearningRateKind kind = s.kind() == "constant" ? LearningRateKind::constant
+                                : s.kind() == "linear" ? LearningRateKind::linear
+                                                       : LearningRateKind::cosine;
+  return {.kind = kind,
+          .peak = config.optimizer().learning_rate(),
+          .min_fraction = s.min_lr_fraction(),
+          .warmup_steps = warmup_steps(config),
+          .num_steps = s.steps()};
+}
+
+}  // namespace
+
+Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
+    : config_(config),
+      stream_(stream),
+      mesh_(world, mesh_shape(config)),
+      cuts_(cut_layers(model_config(config), config.data().sequence_length(), config.parallel().pp())),
+      network_(model_config(config), Shard::of(model_config(config), mesh_.shape().tp, mesh_.coordinate().tp),
+               cuts_[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(),
+               config.data().sequence_length()),
+      pipeline_(
+          mesh_, make_schedule(config),
+          {config.parallel().microbatch_size(), config.data().sequence_length(), config.model().d_model()},
+          DType::f32),
+      learning_rate_(make_learning_rate(config)) {
+  const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
+  ParameterStore& parameters = network_.parameters();
+  parameters.allocate(true);
+  parameters.initialise(stream, config.seed(), network_.config().initializer_range);
+  work_ = std::make_unique<TrainingWork>(stream, network_, rows, tokens, pipeline_.num_slots());
+  const auto& o = config.optimizer();
+  optimizer_ =
+      std::make_unique<Optimizer>(stream, parameters, mesh_,
+                                  OptimizerOptions{.beta1 = o.beta1(),
+                                                   .beta2 = o.beta2(),
+                                                   .eps = o.eps(),
+                                                   .weight_decay = o.weight_decay(),
+                                                   .clip_norm = o.clip_norm(),
+                                                   .bucket_elements = config.parallel().bucket_elements()});
+  const int64_t local_rows = num_microbatches(config) * rows;
+  Carver count;
+  Batch::carve(count, local_rows, tokens);
+  batch_arena_ = Arena(count.used());
+  Carver carver = batch_arena_.carver();
+  batch_ = Batch::carve(carver, local_rows, tokens);
+  for (int64_t row = 0; row < local_rows; row += rows) microbatches_.push_back(batch_.row_range(row, rows));
+}
+
+int64_t Trainer::first_row() const {
+  return mesh_.coordinate().dp * batch_.rows();
+}
+
+int64_t Trainer::count_valid_targets() {
+  double count = 0;  // exact: far below 2^53
+  const uint8_t* valid = batch_.valid.data<uint8_t>();
+  for (int64_t i = 0; i < batch_.valid.num_elements(); ++i) count += valid[i];
+  mesh_.dp().all_reduce(Tensor(&count, DType::f64, {1}));
+  return static_cast<int64_t>(count);
+}
+
+StepResult Trainer::step() {
+  StepResult result;
+  // Every microbatch's loss is scaled by the number of valid targets of the whole step: gradients are sums.
+  result.valid_targets = count_valid_targets();
+  if (result.valid_targets == 0)
+    throw DataError("step {}: no token of the batch counts in the loss; documents of one token?",
+                    steps_done_ + 1);
+  work_->begin_training(microbatches_, 1.0 / static_cast<double>(result.valid_targets));
+
+  network_.parameters().zero_gradients(stream_);
+  pipeline_.run(*work_);
+
+  // The last stage knows the loss; its tp ranks all know the same.
+  result.loss =
+      mesh_.coordinate().tp == 0 ? work_->loss_sum() / static_cast<double>(result.valid_targets) : 0;
+  mesh_.world().all_reduce(Tensor(&result.loss, DType::f64, {1}));
+  if (!std::isfinite(result.loss))
+    throw NumericsError(
+        "step {}: the loss is {}; nothing was saved since the last checkpoint. Lower "
+        "optimizer.learning_rate, or look at the rows of this step.",
+        steps_done_ + 1, result.loss);
+
+  optimizer_->reduce_gradients();
+  result.gradient_norm = optimizer_->gradient_norm();
+  if (!std::isfinite(result.gradient_norm)) {
+    const std::string name = optimizer_->first_not_finite();
+    throw NumericsError("step {}: the gradient norm is {} (loss {:.4f}); rank {}: {}", steps_done_ + 1,
+                        result.gradient_norm, result.loss, mesh_.world().rank(),
+                        name.empty() ? "its own gradients are finite" : "first not finite here: " + name);
+  }
+
+  ++steps_done_;
+  result.learning_rate = learning_rate_.at(steps_done_);
+  optimizer_->update(result.learning_rate, result.gradient_norm, steps_done_);
+  return result;
+}
+
+EvaluationSum Trainer::evaluate() {
+  work_->begin_evaluation(microbatches_);
+  pipeline_.run_forward(*work_, static_cast<int>(microbatches_.size()));
+  EvaluationSum sum;
+  sum.valid_targets = count_valid_targets();
+  sum.loss = mesh_.coordinate().tp == 0 ? work_->loss_sum() : 0;
+  mesh_.world().all_reduce(Tensor(&sum.loss, DType::f64, {1}));
+  return sum;
+}
+
+std::vector<CheckpointTensor> Trainer::checkpoint_tensors() const {
+  std::vector<CheckpointTensor> tensors;
+  for (const Parameter& p : network_.parameters().all()) {
+    auto add = [&](TensorKind kind, const Tensor& data) {
+      tensors.push_back({.name = p.spec.name,
+                         .kind = kind,
+                         .global_shape = p.spec.global_shape,
+                         .offset = p.spec.box.offset,
+                         .extent = p.spec.box.extent,
+                         .data = data,
+                         .owner = p.spec.owner && mesh_.coordinate().dp == 0});
+    };
+    add(TensorKind::master, p.weight);
+    add(TensorKind::exp_avg, p.exp_avg);
+    add(TensorKind::exp_avg_sq, p.exp_avg_sq);
+  }
+  return tensors;
+}
+
+RankMemory Trainer::memory() const {
+  const ParameterStore& parameters = network_.parameters();
+  const ActivationBytes bytes = TrainingWork::activation_bytes(network_, config_.parallel().microbatch_size(),
+                                                               config_.data().sequence_length());
+  return {.weights = parameters.weight_bytes(),
+          .gradients = parameters.gradient_bytes(),
+          .optimizer = parameters.optimizer_bytes(),
+          .activations = pipeline_.num_slots() * bytes.slot + bytes.pending,
+          .buffers = pipeline_.buffer_bytes() + batch_arena_.bytes() + network_.table_bytes()};
+}
+
+}  // namespace transxssm

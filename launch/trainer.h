@@ -1,0 +1,74 @@
+// One rank's part of a training job: network, pipeline and optimizer on a mesh, and the step that ties them
+// together. Knows nothing of files: launch/training_run.h feeds it rows, saves and logs.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "launch/config.h"
+#include "model/accounting.h"
+#include "model/optimizer.h"
+#include "model/training.h"
+#include "parallel/mesh.h"
+#include "parallel/pipeline.h"
+
+namespace transxssm {
+
+struct StepResult {
+  double loss = 0;           // nats per valid target of the whole step
+  double gradient_norm = 0;  // global, before clipping
+  double learning_rate = 0;
+  int64_t valid_targets = 0;
+};
+
+struct EvaluationSum {
+  double loss = 0;  // nats, summed over the valid targets of all ranks
+  int64_t valid_targets = 0;
+};
+
+class Trainer {
+ public:
+  // Collective. Builds the mesh, allocates everything and initialises the weights from the seed.
+  Trainer(const TrainConfig& config, Communicator& world, Stream& stream);
+
+  // Rows of one step on this data-parallel coordinate: [num_microbatches * microbatch_size, T].
+  Batch& batch() { return batch_; }
+  // First of batch()'s rows within the step's global batch.
+  int64_t first_row() const;
+
+  // One optimizer step over batch(). Collective. NumericsError, before any weight changed, where the loss or
+  // a gradient is not finite.
+  StepResult step();
+  // Loss of batch() without gradients. Collective.
+  EvaluationSum evaluate();
+
+  int64_t steps_done() const { return steps_done_; }
+  void set_steps_done(int64_t steps) { steps_done_ = steps; }
+  // Weights and moments as boxes of logical tensors; of the copies in the job one is the owner.
+  std::vector<CheckpointTensor> checkpoint_tensors() const;
+
+  Mesh& mesh() { return mesh_; }
+  const Network& network() const { return network_; }
+  const Pipeline& pipeline() const { return pipeline_; }
+  RankMemory memory() const;
+
+ private:
+  int64_t count_valid_targets();
+
+  TrainConfig config_;
+  Stream& stream_;
+  Mesh mesh_;
+  std::vector<StageCut> cuts_;
+  Network network_;
+  Pipeline pipeline_;
+  std::unique_ptr<TrainingWork> work_;
+  std::unique_ptr<Optimizer> optimizer_;
+  LearningRateSchedule learning_rate_;
+  Arena batch_arena_;
+  Batch batch_;
+  std::vector<Batch> microbatches_;
+  int64_t steps_done_ = 0;
+};
+
+}  // namespace transxssm

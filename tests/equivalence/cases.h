@@ -1,0 +1,79 @@
+// The shapes and meshes every layout is compared on.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "tests/equivalence/mesh_run.h"
+
+namespace transxssm::equivalence {
+
+// Hard on purpose: a vocabulary and a row length that nothing divides, KV heads and groups shared by tp
+// ranks, document starts inside chunks and at their edges, another number of valid targets in every row,
+// clipping active.
+inline Case awkward_case() {
+  return {.model =
+              "vocab_size: 131 d_model: 64 num_layers: 8 num_heads: 4 num_kv_heads: 2 d_ff: 112 d_state: 16 "
+              "num_groups: 2 chunk: 16 d_skip: true",
+          .tokens = 45,
+          .global_batch = 8,
+          .documents = true,
+          .clip_norm = 0.25};
+}
+
+// The preset `tiny` at 512 tokens a step.
+inline Case tiny_case() {
+  return {.model = "preset: 'tiny'", .tokens = 64, .global_batch = 8};
+}
+
+inline std::vector<MeshCase> meshes() {
+  auto mesh = [](int pp, int dp, int tp, const char* pipeline = "1f1b", int64_t microbatch = 1) {
+    return MeshCase{{.pp = pp, .dp = dp, .cp = 1, .tp = tp}, pipeline, microbatch};
+  };
+  return {
+      mesh(1, 1, 2),          mesh(1, 1, 4), mesh(2, 1, 1), mesh(2, 1, 1, "gpipe"), mesh(4, 1, 1, "1f1b", 2),
+      mesh(4, 1, 1, "gpipe"), mesh(1, 2, 1), mesh(1, 4, 1), mesh(2, 1, 2),          mesh(1, 2, 2, "1f1b", 2),
+      mesh(2, 2, 1),          mesh(2, 2, 2)};
+}
+
+inline bool is_sensitive(const std::string& parameter) {
+  return parameter.ends_with("A_log") || parameter.ends_with("dt_bias");
+}
+
+// ||a - b|| / ||b||.
+inline double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+}
+
+// What differs by more than the bounds, as one line each: loss and norm 1e-5 at every step, gradients of step
+// 1 1e-5 of the tensor's norm (A_log, dt_bias 1e-4), initial weights to the bit, the parameter count.
+inline std::vector<std::string> differences(const RunResult& mesh, const RunResult& one) {
+  std::vector<std::string> found;
+  auto check = [&](bool good, std::string what) {
+    if (!good) found.push_back(std::move(what));
+  };
+  for (size_t s = 0; s < one.loss.size(); ++s) {
+    check(std::abs(mesh.loss[s] / one.loss[s] - 1) <= 1e-5,
+          fmt::format("step {}: loss {} instead of {}", s + 1, mesh.loss[s], one.loss[s]));
+    check(std::abs(mesh.gradient_norm[s] / one.gradient_norm[s] - 1) <= 1e-5,
+          fmt::format("step {}: gradient norm {} instead of {}", s + 1, mesh.gradient_norm[s],
+                      one.gradient_norm[s]));
+  }
+  for (const auto& [name, gradient] : one.gradients) {
+    const double difference = relative_difference(mesh.gradients.at(name), gradient);
+    check(difference <= (is_sensitive(name) ? 1e-4 : 1e-5),
+          fmt::format("gradient of {}: off by {}", name, difference));
+  }
+  for (const auto& [name, weight] : one.initial_weights)
+    check(mesh.initial_weights.at(name) == weight, "initial weights of " + name + " differ");
+  check(mesh.num_parameters == one.num_parameters,
+        fmt::format("{} parameters instead of {}", mesh.num_parameters, one.num_parameters));
+  return found;
+}
+
+}  // namespace transxssm::equivalence

@@ -1,0 +1,140 @@
+#include "tests/equivalence/mesh_run.h"
+
+#include <fmt/format.h>
+
+#include "parallel/local.h"
+#include "runtime/rng.h"
+
+namespace transxssm::equivalence {
+namespace {
+
+// Sums one logical tensor over the world: each element comes from the one rank that owns it.
+std::vector<float> gather(Communicator& world, const ParameterSpec& spec, const Tensor& local,
+                          bool contribute) {
+  std::vector<float> whole(static_cast<size_t>(spec.global_shape.num_elements()));
+  if (contribute && local.num_elements() > 0) {
+    Tensor target(whole.data(), DType::f32, spec.global_shape);
+    for (int dim = 0; dim < target.rank(); ++dim)
+      target = target.slice(dim, spec.box.offset[dim], spec.box.extent[dim]);
+    copy(local, target);
+  }
+  world.all_reduce(Tensor(whole.data(), DType::f32, {static_cast<int64_t>(whole.size())}));
+  return whole;
+}
+
+// Every rank must name the same tensors in the same order: those of the whole network.
+NamedValues gather_all(const Trainer& trainer, const ModelConfig& config, Communicator& world,
+                       bool contribute, Tensor Parameter::*field) {
+  const auto alone = single_rank();
+  const StageCut all{.first_layer = 0, .num_layers = static_cast<int>(config.num_layers)};
+  const Network whole(config, Shard::of(config, 1, 0), all, *alone, 1);
+  NamedValues values;
+  for (const Parameter& logical : whole.parameters().all()) {
+    const Parameter* local = nullptr;
+    for (const Parameter& p : trainer.network().parameters().all())
+      if (p.spec.name == logical.spec.name) local = &p;
+    const bool owner = contribute && local != nullptr && local->spec.owner;
+    values[logical.spec.name] =
+        gather(world, local ? local->spec : logical.spec, local ? local->*field : Tensor{}, owner);
+  }
+  return values;
+}
+
+std::vector<int64_t> gather_counts(Communicator& world, int64_t mine) {
+  std::vector<double> all(static_cast<size_t>(world.size()));
+  all[static_cast<size_t>(world.rank())] = static_cast<double>(mine);
+  world.all_reduce(Tensor(all.data(), DType::f64, {world.size()}));
+  return {all.begin(), all.end()};
+}
+
+std::map<std::string, int64_t> sent_by_axis(const Mesh& mesh) {
+  std::map<std::string, int64_t> sent;
+  for (const AxisTraffic& axis : mesh.traffic_by_axis()) sent[axis.axis] += axis.traffic.bytes_sent;
+  return sent;
+}
+
+}  // namespace
+
+std::string MeshCase::name() const {
+  return fmt::format("pp{}_dp{}_tp{}_{}_mb{}", shape.pp, shape.dp, shape.tp, pipeline, microbatch_size);
+}
+
+TrainConfig make_config(const Case& test, const MeshCase& mesh) {
+  const std::string text = fmt::format(
+      "model {{ {} }} data {{ train {{ prefix: 'unused' }} sequence_length: {} }} "
+      "optimizer {{ learning_rate: 1e-3 clip_norm: {} }} schedule {{ steps: 100 }} "
+      "parallel {{ pp: {} dp: {} tp: {} microbatch_size: {} global_batch: {} pipeline: '{}' bucket_elements: "
+      "20000 }} "
+      "log {{ run_directory: 'unused' }} seed: 7",
+      test.model, test.tokens, test.clip_norm, mesh.shape.pp, mesh.shape.dp, mesh.shape.tp,
+      mesh.microbatch_size, test.global_batch, mesh.pipeline);
+  return parse_config(text, mesh.name(), {}, static_cast<int>(mesh.shape.size()));
+}
+
+void fill_rows(const Case& test, int64_t vocab_size, int64_t step, int64_t first_row, const Batch& batch) {
+  for (int64_t i = 0; i < batch.rows(); ++i) {
+    const int64_t row = step * test.global_batch + first_row + i;
+    const Rng token(1, "token" + std::to_string(row)), cut(1, "cut" + std::to_string(row));
+    int32_t position = 0, document = 0;
+    for (int64_t t = 0; t < batch.tokens(); ++t, ++position) {
+      const auto index = static_cast<uint64_t>(t);
+      // Starts at random places, and at both sides of chunk edges of 16 tokens.
+      const bool start =
+          test.documents && t > 0 && (cut.below(index, 13) == 0 || (row % 2 == 0 && (t == 16 || t == 31)));
+      if (start) position = 0, ++document;
+      batch.input.at<int32_t>({i, t}) =
+          static_cast<int32_t>(token.below(index, static_cast<uint64_t>(vocab_size)));
+      batch.target.at<int32_t>({i, t}) =
+          static_cast<int32_t>(token.below(index + 1, static_cast<uint64_t>(vocab_size)));
+      batch.position.at<int32_t>({i, t}) = position;
+      batch.document.at<int32_t>({i, t}) = document;
+      // Other numbers of valid targets in every row.
+      const bool skipped = test.documents && cut.below(index + 1000000, 7) < static_cast<uint64_t>(row % 5);
+      batch.valid.at<uint8_t>({i, t}) = !skipped;
+    }
+  }
+}
+
+RunResult run_rank(const Case& test, const MeshCase& mesh_case, int steps, Communicator& world) {
+  Stream stream(1);
+  const TrainConfig config = make_config(test, mesh_case);
+  const ModelConfig model = model_config(config);
+  Trainer trainer(config, world, stream);
+  const bool contribute = trainer.mesh().coordinate().dp == 0;
+  RunResult result;
+  result.initial_weights = gather_all(trainer, model, world, contribute, &Parameter::weight);
+  for (int step = 0; step < steps; ++step) {
+    fill_rows(test, model.vocab_size, step, trainer.first_row(), trainer.batch());
+    const auto before = sent_by_axis(trainer.mesh());
+    const StepResult r = trainer.step();
+    if (step == 0) {
+      auto sent = sent_by_axis(trainer.mesh());
+      for (auto& [axis, bytes] : sent) bytes -= before.contains(axis) ? before.at(axis) : 0;
+      result.bytes_sent.push_back(sent);
+      result.gradients = gather_all(trainer, model, world, contribute, &Parameter::gradient);
+    }
+    result.loss.push_back(r.loss);
+    result.gradient_norm.push_back(r.gradient_norm);
+  }
+  result.final_weights = gather_all(trainer, model, world, contribute, &Parameter::weight);
+  const ParameterStore& parameters = trainer.network().parameters();
+  result.weight_elements = gather_counts(world, parameters.num_elements());
+  for (int64_t owned : gather_counts(world, contribute ? parameters.num_owned_elements() : 0))
+    result.num_parameters += owned;
+  for (int64_t slots : gather_counts(world, trainer.pipeline().num_slots()))
+    result.max_slots.push_back(static_cast<int>(slots));
+  return result;
+}
+
+RunResult run_threads(const Case& test, const MeshCase& mesh, int steps) {
+  const int n = static_cast<int>(mesh.shape.size());
+  std::vector<RunResult> results(static_cast<size_t>(n));
+  run_as_ranks(n, [&](Communicator& world) {
+    results[static_cast<size_t>(world.rank())] = run_rank(test, mesh, steps, world);
+  });
+  RunResult result = std::move(results.front());
+  for (size_t r = 1; r < results.size(); ++r) result.bytes_sent.push_back(results[r].bytes_sent.front());
+  return result;
+}
+
+}  // namespace transxssm::equivalence
