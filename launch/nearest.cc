@@ -1,6 +1,7 @@
 #include "launch/nearest.h"
 
 #include <algorithm>
+#include <cstddef>
 
 namespace transxssm {
 
@@ -22,14 +23,19 @@ int edit_distance(std::string_view a, std::string_view b) {
 }
 
 std::string nearest_name(std::string_view name, const std::vector<std::string>& candidates) {
+  // Among equally near names the one with the longer common beginning.
   std::string best;
-  int best_distance = 3;
+  int best_distance = 2;
+  ptrdiff_t best_prefix = -1;
   for (const std::string& candidate : candidates) {
     const int distance = edit_distance(name, candidate);
-    if (distance < best_distance && distance < static_cast<int>(name.size())) {
-      best = candidate;
-      best_distance = distance;
-    }
+    const ptrdiff_t prefix =
+        std::mismatch(name.begin(), name.end(), candidate.begin(), candidate.end()).first - name.begin();
+    if (distance > best_distance || distance >= static_cast<int>(name.size())) continue;
+    if (distance == best_distance && prefix <= best_prefix) continue;
+    best = candidate;
+    best_distance = distance;
+    best_prefix = prefix;
   }
   return best;
 }
