@@ -1,0 +1,247 @@
+// The chunked scan against the recurrence itself, written once for any scalar; derivatives by the complex
+// step (Squire & Trapp 1998), exact to rounding.
+#include <gtest/gtest.h>
+
+#include <complex>
+
+#include "tests/kernels/ssd_scan_problem.h"
+
+namespace transxssm::ssd_test {
+namespace {
+
+const std::vector<Case> kCases = {
+    {.rows = 2, .tokens = 37, .heads = 2, .groups = 2, .p = 16, .n = 32, .chunk = 16, .starts = {}},
+    {.rows = 1,
+     .tokens = 40,
+     .heads = 4,
+     .groups = 2,
+     .p = 8,
+     .n = 8,
+     .chunk = 8,
+     .starts = {0, 3, 8, 15, 16, 17, 31}},
+    {.rows = 2,
+     .tokens = 70,
+     .heads = 3,
+     .groups = 1,
+     .p = 8,
+     .n = 16,
+     .chunk = 64,
+     .starts = {5, 6, 7, 63, 64}},
+    {.rows = 1, .tokens = 300, .heads = 1, .groups = 1, .p = 16, .n = 16, .chunk = 256, .starts = {100, 270}},
+    {.rows = 1, .tokens = 150, .heads = 2, .groups = 1, .p = 64, .n = 128, .chunk = 128, .starts = {}},
+    {.rows = 2,
+     .tokens = 65,
+     .heads = 4,
+     .groups = 4,
+     .p = 64,
+     .n = 64,
+     .chunk = 64,
+     .starts = {40},
+     .extras = false},
+    {.rows = 1,
+     .tokens = 33,
+     .heads = 2,
+     .groups = 2,
+     .p = 128,
+     .n = 64,
+     .chunk = 32,
+     .starts = {},
+     .rotation = false},
+    {.rows = 2, .tokens = 5, .heads = 2, .groups = 1, .p = 32, .n = 24, .chunk = 64, .starts = {2}},
+    {.rows = 3, .tokens = 1, .heads = 2, .groups = 2, .p = 8, .n = 16, .chunk = 64, .starts = {0}},
+    {.rows = 1, .tokens = 1, .heads = 2, .groups = 1, .p = 24, .n = 40, .chunk = 16, .starts = {}},
+    // softplus beyond its threshold, and decays whose sums underflow
+    {.rows = 1,
+     .tokens = 50,
+     .heads = 2,
+     .groups = 2,
+     .p = 8,
+     .n = 16,
+     .chunk = 32,
+     .starts = {9},
+     .u_offset = 20},
+    {.rows = 1,
+     .tokens = 80,
+     .heads = 2,
+     .groups = 2,
+     .p = 16,
+     .n = 16,
+     .chunk = 64,
+     .starts = {},
+     .decay = 300},
+    {.rows = 1,
+     .tokens = 80,
+     .heads = 2,
+     .groups = 2,
+     .p = 16,
+     .n = 16,
+     .chunk = 64,
+     .starts = {},
+     .u_offset = -9},
+};
+
+class SsdScan : public testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(Shapes, SsdScan, testing::ValuesIn(kCases));
+
+TEST_P(SsdScan, ForwardEqualsRecurrence) {
+  const Problem problem(GetParam());
+  const Outputs<double> want = recurrence(problem, problem.value);
+  for (bool backward : {false, true}) {
+    const Results<double> f64 = evaluate<double>(problem, 1, false, backward);
+    const Results<float> f32 = evaluate<float>(problem, 1, true, backward);
+    EXPECT_LT(error(f64.y, want.y), 1e-13);
+    EXPECT_LT(error(f32.y, want.y), 2e-6);
+    if (!problem.c.extras) continue;
+    EXPECT_LT(error(f64.final_state, want.final_state), 1e-13);
+    EXPECT_LT(error(f32.final_state, want.final_state), 2e-6);
+  }
+}
+
+TEST_P(SsdScan, GradientsEqualComplexStep) {
+  Problem problem(GetParam());
+  const Results<double> f64 = evaluate<double>(problem, 1, true);
+  for (int input = 0; input < kInputs; ++input) {
+    if (!problem.present(input)) continue;
+    // A dense random direction sees an error in any element; directions on few elements say where.
+    for (int direction = 0; direction < 3; ++direction) {
+      std::vector<double> step = problem.normal(static_cast<int64_t>(problem.value[input].size()));
+      if (direction == 2)
+        for (size_t i = 0; i < step.size(); ++i) step[i] *= (i % 17 == 3 || i == 0);
+      std::vector<std::complex<double>> in[kInputs];
+      for (int i = 0; i < kInputs; ++i) in[i].assign(problem.value[i].begin(), problem.value[i].end());
+      const double h = 1e-60;
+      for (size_t i = 0; i < step.size(); ++i) in[input][i] += std::complex<double>(0, h * step[i]);
+      const Outputs<std::complex<double>> out = recurrence(problem, in);
+      double want = 0, got = 0, scale = 0;
+      for (size_t i = 0; i < out.y.size(); ++i) want += out.y[i].imag() / h * problem.dy[i];
+      for (size_t i = 0; i < out.final_state.size() && problem.c.extras; ++i)
+        want += out.final_state[i].imag() / h * problem.d_final[i];
+      for (size_t i = 0; i < step.size(); ++i) {
+        got += f64.d[input][i] * step[i];
+        scale += std::abs(f64.d[input][i] * step[i]);
+      }
+      EXPECT_NEAR(got, want, 1e-11 * scale + 1e-13) << kInputNames[input] << " direction " << direction;
+    }
+  }
+}
+
+TEST_P(SsdScan, FloatGradientsEqualDouble) {
+  const Problem problem(GetParam());
+  const Results<double> want = evaluate<double>(problem);
+  const Results<float> got = evaluate<float>(problem, 1, true);
+  for (int input = 0; input < kInputs; ++input) {
+    if (!problem.present(input)) continue;
+    EXPECT_LT(error(got.d[input], want.d[input]), input == BIAS || input == A_LOG ? 1e-5 : 4e-6)
+        << kInputNames[input];
+  }
+}
+
+TEST_P(SsdScan, SameBitsOnAnyNumberOfThreads) {
+  const Problem problem(GetParam());
+  const Results<float> one = evaluate<float>(problem, 1);
+  for (int threads : {2, 3}) {
+    const Results<float> many = evaluate<float>(problem, threads);
+    EXPECT_EQ(one.y, many.y);
+    EXPECT_EQ(one.chunk_states, many.chunk_states);
+    for (int input = 0; input < kInputs; ++input) {
+      if (problem.present(input)) {
+        EXPECT_EQ(one.d[input], many.d[input]) << kInputNames[input];
+      }
+    }
+  }
+}
+
+TEST(SsdScanProperties, ChunkLengthDoesNotMatter) {
+  Case c{
+      .rows = 1, .tokens = 100, .heads = 2, .groups = 1, .p = 16, .n = 16, .chunk = 100, .starts = {30, 77}};
+  const Results<double> want = evaluate<double>(Problem(c));
+  for (int64_t chunk : {1, 7, 16, 64, 1000}) {
+    c.chunk = chunk;
+    const Results<double> got = evaluate<double>(Problem(c));
+    EXPECT_LT(error(got.y, want.y), 1e-12) << chunk;
+    EXPECT_LT(error(got.final_state, want.final_state), 1e-12) << chunk;
+    for (int input = 0; input < kInputs; ++input)
+      EXPECT_LT(error(got.d[input], want.d[input]), 1e-11) << chunk << " " << kInputNames[input];
+  }
+}
+
+// A sequence in pieces, the state handed on in place, as generation does; the pieces include single tokens.
+TEST(SsdScanProperties, StateCarriesAcrossCalls) {
+  const Case c{
+      .rows = 2, .tokens = 44, .heads = 2, .groups = 2, .p = 8, .n = 16, .chunk = 16, .starts = {20, 33}};
+  const Problem whole(c);
+  const Outputs<double> want = recurrence(whole, whole.value);
+  std::vector<double> state = whole.value[STATE];
+  int64_t begin = 0;
+  for (int64_t tokens : {19, 1, 1, 12, 1, 10}) {
+    Case part = c;
+    part.tokens = tokens;
+    Problem piece(part);
+    for (int input = 0; input < kInputs; ++input) piece.value[input] = whole.value[input];
+    const auto cut = [&](auto from, int64_t width) {
+      decltype(from) to;
+      for (int64_t r = 0; r < c.rows; ++r) {
+        const auto at = from.begin() + (r * c.tokens + begin) * width;
+        to.insert(to.end(), at, at + tokens * width);
+      }
+      return to;
+    };
+    piece.value[X] = cut(whole.value[X], c.heads * c.p);
+    piece.value[BB] = cut(whole.value[BB], c.groups * c.n);
+    piece.value[CC] = cut(whole.value[CC], c.groups * c.n);
+    piece.value[U] = cut(whole.value[U], c.heads);
+    piece.c_scale = cut(whole.c_scale, 1);
+    piece.start = cut(whole.start, 1);
+    piece.value[STATE] = state;
+    const Results<double> got = evaluate<double>(piece, 1, false, false);
+    EXPECT_LT(error(got.y, cut(want.y, c.heads * c.p)), 1e-13) << "tokens from " << begin;
+    state = got.final_state;
+    begin += tokens;
+  }
+  EXPECT_LT(error(state, want.final_state), 1e-13);
+}
+
+TEST(SsdScanProperties, FinalStateMayReplaceInitialState) {
+  for (int64_t tokens : {1, 40}) {
+    const Case c{
+        .rows = 1, .tokens = tokens, .heads = 1, .groups = 1, .p = 8, .n = 8, .chunk = 16, .starts = {}};
+    const Problem problem(c);
+    const Results<double> want = evaluate<double>(problem, 1, false, false);
+    std::vector<double> x = problem.value[X], b = problem.value[BB], cc = problem.value[CC],
+                        u = problem.value[U], bias = problem.value[BIAS], a_log = problem.value[A_LOG],
+                        skip = problem.value[SKIP], state = problem.value[STATE], scale = problem.c_scale,
+                        y(x.size()), cos, sin;
+    for (int64_t i = 0; i <= c.chunk; ++i) {
+      for (int64_t j = 0; j < c.n / 2; ++j) {
+        cos.push_back(std::cos(problem.angle(i, j)));
+        sin.push_back(std::sin(problem.angle(i, j)));
+      }
+    }
+    const auto view = [](std::vector<double>& v, const Shape& shape) {
+      return Tensor(v.data(), DType::f64, shape);
+    };
+    const Tensor states = view(state, {1, 1, 8, 8});
+    Stream stream;
+    run(stream, SsdForward{.in = {.x = view(x, {1, tokens, 1, 8}),
+                                  .b = view(b, {1, tokens, 1, 8}),
+                                  .c = view(cc, {1, tokens, 1, 8}),
+                                  .u = view(u, {1, tokens, 1}),
+                                  .dt_bias = view(bias, {1}),
+                                  .a_log = view(a_log, {1}),
+                                  .d_skip = view(skip, {1}),
+                                  .cos = view(cos, {17, 4}),
+                                  .sin = view(sin, {17, 4}),
+                                  .c_scale = view(scale, {1, tokens}),
+                                  .start = {},
+                                  .initial_state = states,
+                                  .chunk = 16},
+                           .y = view(y, {1, tokens, 1, 8}),
+                           .final_state = states,
+                           .chunk_states = {}});
+    EXPECT_EQ(y, want.y);
+    EXPECT_EQ(state, want.final_state);
+  }
+}
+
+}  // namespace
+}  // namespace transxssm::ssd_test
