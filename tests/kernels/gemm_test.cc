@@ -11,13 +11,14 @@ namespace {
 
 std::vector<double> definition(const Gemm& args, const std::vector<double>& before) {
   const int64_t m = args.c.size(0), n = args.c.size(1), k = args.a.size(args.transpose_a ? 0 : 1);
+  const std::vector<double> a = values(args.a), b = values(args.b);
   std::vector<double> result(static_cast<size_t>(m * n));
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) {
       double sum = args.accumulate ? before[static_cast<size_t>(i * n + j)] : 0;
       for (int64_t l = 0; l < k; ++l)
-        sum += get(args.a, args.transpose_a ? l * m + i : i * k + l) *
-               get(args.b, args.transpose_b ? j * k + l : l * n + j);
+        sum += a[static_cast<size_t>(args.transpose_a ? l * m + i : i * k + l)] *
+               b[static_cast<size_t>(args.transpose_b ? j * k + l : l * n + j)];
       result[static_cast<size_t>(i * n + j)] = sum;
     }
   return result;
