@@ -115,18 +115,35 @@ std::string path(const Frame& frame, const std::vector<double>& xs, std::span<co
   return out;
 }
 
-// Exponential moving average over about 2 % of the points, unbiased at the start.
+// Mean over the points beside each one, 2 % of all, fewer and as many on both sides near the ends: it neither
+// lags behind the curve nor bends it at its ends.
 std::vector<double> smoothed(const std::vector<double>& values) {
-  const double keep = 1 - 1 / std::max(1.0, static_cast<double>(values.size()) * 0.02);
-  double sum = 0, weight = 0;
-  std::vector<double> out;
-  out.reserve(values.size());
+  std::vector<double> sum = {0}, count = {0};  // of the finite values before each index
   for (const double value : values) {
-    if (std::isfinite(value)) {
-      sum = keep * sum + (1 - keep) * value;
-      weight = keep * weight + (1 - keep);
+    const bool finite = std::isfinite(value);
+    sum.push_back(sum.back() + (finite ? value : 0));
+    count.push_back(count.back() + (finite ? 1 : 0));
+  }
+  std::vector<double> out = values;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const size_t reach = std::min({i, values.size() - 1 - i, values.size() / 100});
+    const size_t first = i - reach, end = i + reach + 1;
+    if (std::isfinite(values[i])) out[i] = (sum[end] - sum[first]) / (count[end] - count[first]);
+  }
+  return out;
+}
+
+// Of a logarithmic axis, in powers of ten: 1, 2 and 5 times each power, or the powers alone where the range
+// is wide.
+std::vector<double> log_ticks(const Range& range) {
+  if (range.high - range.low < 0.7) return ticks(range, 3);
+  std::vector<double> out;
+  for (double power = std::floor(range.low); power <= range.high && out.size() < 40; ++power) {
+    for (const double digit : {1.0, 2.0, 5.0}) {
+      if (digit > 1 && range.high - range.low > 3) continue;
+      const double tick = power + std::log10(digit);
+      if (tick >= range.low && tick <= range.high) out.push_back(tick);
     }
-    out.push_back(std::isfinite(value) ? sum / weight : value);
   }
   return out;
 }
@@ -149,7 +166,7 @@ Frame frame_of(const Chart& chart) {
 
 std::string axes(const Chart& chart, const Frame& frame) {
   std::string out;
-  for (const double tick : ticks(frame.y, 5)) {
+  for (const double tick : chart.log_y ? log_ticks(frame.y) : ticks(frame.y, 5)) {
     const double row = kTop + (1 - (tick - frame.y.low) / (frame.y.high - frame.y.low)) * kPlotHeight;
     out += fmt::format(
         "<path class=\"grid\" d=\"M{} {:.1f}h{}\"/><text x=\"{}\" y=\"{:.1f}\" class=\"e\">{}</text>", kLeft,
@@ -164,7 +181,8 @@ std::string axes(const Chart& chart, const Frame& frame) {
     out += fmt::format("<path class=\"mark\" d=\"M{:.0f} {}v{}\"><title>resumed at {}</title></path>",
                        frame.column(mark), kTop, kPlotHeight, label(mark));
   }
-  out += fmt::format("<text x=\"{}\" y=\"20\" class=\"t\">{}</text>", kLeft, escaped(chart.title));
+  out += fmt::format("<text x=\"{}\" y=\"20\" class=\"t\">{}</text>", kLeft,
+                     escaped(chart.title + ", " + chart.y_label));
   out += fmt::format("<text x=\"{}\" y=\"{}\" class=\"m\">{}</text>", kLeft + kPlotWidth / 2, kHeight - 6,
                      escaped(chart.x_label));
   return out;
@@ -203,9 +221,9 @@ std::string chart_svg(const Chart& chart) {
       kWidth, kHeight, escaped(chart.title));
   out += axes(chart, frame);
   int legend = kWidth - kRight;
-  for (size_t i = chart.curves.size(); i-- > 0;) {  // right to left, beside the title
-    const Curve& curve = chart.curves[i];
-    const std::string name = curve.name + (chart.curves.size() == 1 ? ", " + chart.y_label : "");
+  for (size_t i = chart.curves.size();
+       i-- > 0 && chart.curves.size() > 1;) {  // right to left, beside the title
+    const std::string& name = chart.curves[i].name;
     out += fmt::format("<text x=\"{}\" y=\"20\" class=\"e c{}\">{}</text>", legend, i % 4, escaped(name));
     legend -= static_cast<int>(name.size()) * 7 + 18;
   }

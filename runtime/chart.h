@@ -12,7 +12,7 @@ struct Curve {
   std::string name;
   std::vector<double> x;  // ascending
   std::vector<double> y;  // NaN leaves a gap
-  bool smooth = false;    // draw faint, with an exponential moving average over it
+  bool smooth = false;    // draw faint, with a moving mean over it
   bool dots = false;      // few points: mark each
 };
 

@@ -16,8 +16,8 @@ namespace {
 constexpr const char* kPageStyle =
     R"(*{box-sizing:border-box}body{margin:0 auto;max-width:860px;padding:32px 24px 64px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}h1{font-size:24px;margin:0 0 4px;letter-spacing:-.01em}p{color:var(--soft);margin:0 0 24px}
-dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0 0 28px}dl div{border:1px solid var(--line);border-radius:10px;padding:10px 14px}
-dt{color:var(--soft);font-size:12px}dd{margin:0;font-size:20px;font-weight:600;font-variant-numeric:tabular-nums}
+dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(122px,1fr));gap:12px;margin:0 0 28px}dl div{border:1px solid var(--line);border-radius:10px;padding:10px 14px}
+dt{color:var(--soft);font-size:12px}dd{margin:0;font-size:19px;font-weight:600;font-variant-numeric:tabular-nums}
 figure{margin:0 0 22px;border:1px solid var(--line);border-radius:10px;padding:10px}svg{display:block;width:100%;height:auto}
 table{border-collapse:collapse;width:100%;margin-top:28px}td,th{text-align:left;vertical-align:top;padding:6px 12px 6px 0;border-top:1px solid var(--line);font-weight:400}
 th{color:var(--soft);width:32%}td{overflow-wrap:anywhere}
@@ -29,6 +29,15 @@ std::string escaped(const std::string& text) {
     out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
   }
   return out;
+}
+
+// 6144000 -> 6.14 M
+std::string short_count(double count) {
+  constexpr std::pair<double, const char*> units[] = {{1e12, " T"}, {1e9, " B"}, {1e6, " M"}, {1e3, " k"}};
+  for (const auto& [size, name] : units) {
+    if (count >= size) return fmt::format("{:.3g}{}", count / size, name);
+  }
+  return fmt::format("{:.3g}", count);
 }
 
 Curve curve_of(const MetricsHistory::Series& series, std::string name) {
@@ -63,14 +72,16 @@ std::string headline(const MetricsHistory& history) {
   last("train/loss", "training loss", "{:.4f}");
   last("eval/loss", "validation loss", "{:.4f}");
   last("eval/bits_per_byte", "bits per byte", "{:.3f}");
-  last("train/tokens", "tokens", "{:.4g}");
+  if (const auto* tokens = history.find("train/tokens"); tokens && !tokens->value.empty()) {
+    item("tokens", short_count(tokens->value.back()));
+  }
   if (const auto* speed = history.find("perf/tokens_per_second")) {
     std::vector<double> finite;
     std::copy_if(speed->value.begin(), speed->value.end(), std::back_inserter(finite),
                  [](double value) { return std::isfinite(value); });
     const auto middle = finite.begin() + static_cast<std::ptrdiff_t>(finite.size() / 2);
     std::nth_element(finite.begin(), middle, finite.end());
-    if (!finite.empty()) item("tokens/s, median", fmt::format("{:.4g}", *middle));
+    if (!finite.empty()) item("median tokens/s", short_count(*middle));
   }
   return out + "</dl>";
 }
@@ -110,14 +121,15 @@ std::string report_html(const MetricsHistory& history, const std::string& title)
                                        history.resumed_steps.size() > 1 ? "s" : ""));
   out += headline(history);
 
-  Chart norm = chart_of(history, "train/grad_norm", "Gradient norm", "before clipping", "L2, logarithmic");
+  Chart norm =
+      chart_of(history, "train/grad_norm", "Gradient norm", "gradient norm", "L2 norm before clipping");
   norm.log_y = true;
   Chart speed = chart_of(history, "perf/tokens_per_second", "Speed", "all ranks", "tokens/s");
   for (Curve& curve : speed.curves) curve.smooth = true;
   for (const Chart& chart :
        {loss_chart(history), speed,
-        chart_of(history, "train/learning_rate", "Learning rate", "schedule", "per step"), norm,
-        chart_of(history, "eval/bits_per_byte", "Validation", "held-out text", "bits per byte")}) {
+        chart_of(history, "train/learning_rate", "Learning rate", "learning rate", "AdamW"), norm,
+        chart_of(history, "eval/bits_per_byte", "Validation", "validation", "bits per byte")}) {
     if (!chart.curves.empty() && !chart.curves.front().x.empty())
       out += "<figure>" + chart_svg(chart) + "</figure>";
   }
