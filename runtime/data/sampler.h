@@ -19,8 +19,8 @@
 namespace transxssm {
 
 struct DataSource {
-  std::string prefix;  // of PREFIX.bin, PREFIX.idx
-  double weight = 1;   // share of the samples, relative to the others
+  std::string prefix = {};  // of PREFIX.bin, PREFIX.idx
+  double weight = 1;        // share of the samples, relative to the others
 };
 
 // A contiguous range of documents of a token file.
@@ -39,7 +39,7 @@ struct DocumentSplit {
 DocumentSplit split_documents(const TokenFile& file, double validation_fraction);
 
 struct TrainingDataSpec {
-  std::vector<DataSource> sources;
+  std::vector<DataSource> sources = {};
   double validation_fraction = 0;  // of each source's documents, kept out of training
   uint64_t seed = 0;
   int64_t tokens = 0;      // T
@@ -79,7 +79,7 @@ class TrainingData {
 };
 
 struct ValidationSpec {
-  std::vector<std::string> prefixes;
+  std::vector<std::string> prefixes = {};
   double fraction = 0;  // the last part of the documents of each; 0: all of them
   int64_t tokens = 0;   // T
   int64_t vocab_size = 0;

@@ -18,9 +18,10 @@
 namespace transxssm {
 
 struct TextReaderOptions {
-  std::vector<std::string> inputs;
-  std::string separator;  // text files: documents end at this string, which is dropped; empty: one a file
-  std::string field;      // not empty: JSONL, the document is this string field of each line
+  std::vector<std::string> inputs = {};
+  std::string separator =
+      {};                  // text files: documents end at this string, which is dropped; empty: one a file
+  std::string field = {};  // not empty: JSONL, the document is this string field of each line
   // U+FFFD for each ill-formed sequence; false: DataError with the byte offset.
   bool replace_invalid_utf8 = false;
   int64_t piece_bytes = 1 << 20;

@@ -22,7 +22,7 @@ struct TokenFileFacts {
   int32_t max_token_id = -1;     // -1: no tokens
   int64_t vocab_size = 0;        // of the tokenizer
   int32_t end_of_document = -1;  // the id appended to every document; -1: none
-  std::string tokenizer;         // file the ids come from
+  std::string tokenizer = {};    // file the ids come from
 };
 
 // Writes token files, streaming: memory does not grow with the number of tokens or documents. Nothing is
