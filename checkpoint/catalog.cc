@@ -1,0 +1,180 @@
+#include "checkpoint/catalog.h"
+
+#include <algorithm>
+#include <map>
+#include <system_error>
+
+#include "checkpoint/agreement.h"
+#include "checkpoint/index.h"
+#include "checkpoint/layout.h"
+#include "runtime/log.h"
+
+namespace transxssm {
+namespace {
+
+CheckpointInfo examine(FileSystem& files, const std::string& path, int64_t step) {
+  CheckpointInfo info{path, step, false, false, ""};
+  info.reason = problem_of([&] {
+    info.committed = files.exists(path + "/" + kCommitFile);
+    if (!info.committed) throw CheckpointError("{}: has no {} mark", path, kCommitFile);
+    make_index(read_raw(files, path), path);
+  });
+  info.valid = info.reason.empty();
+  return info;
+}
+
+// Where the step directories are that `resume` names, and up to which step it allows.
+struct Scope {
+  std::string checkpoints_dir;
+  int64_t newest_step = kMaxStep;
+  bool named = false;  // a directory the user named, not "auto"
+};
+
+Scope resolve(FileSystem& files, const std::string& checkpoints_dir, const std::string& resume) {
+  if (resume == "auto") return {checkpoints_dir, kMaxStep, false};
+  if (!files.is_directory(resume)) throw CheckpointError("{}: there is no such checkpoint", resume);
+  if (const auto step = parse_step_name(name_of(resume))) return {directory_of(resume), *step, true};
+  const std::string inside = resume + "/checkpoints";
+  return {files.is_directory(inside) ? inside : resume, kMaxStep, true};
+}
+
+std::string select(FileSystem& files, const std::string& checkpoints_dir, const std::string& resume,
+                   Fallback fallback) {
+  const Scope scope = resolve(files, checkpoints_dir, resume);
+  for (const CheckpointInfo& info : list_checkpoints(files, scope.checkpoints_dir)) {
+    if (info.step > scope.newest_step) continue;
+    if (!info.committed && info.step != scope.newest_step) {
+      log_warning("ignored {}", info.reason);
+      continue;
+    }
+    if (fallback == Fallback::stop) {
+      if (info.valid) return info.path;
+      throw CheckpointError("{}; {}", info.reason, fallback_hint(files, info.path));
+    }
+    // The data's checksums too: this policy is asked for after one of them did not match.
+    const std::vector<std::string> problems = verify_checkpoint(files, info.path);
+    if (problems.empty()) return info.path;
+    log_warning("ignored {}: {}", info.path, problems.front());
+  }
+  if (scope.named) throw CheckpointError("{}: there is no whole checkpoint here", resume);
+  return "";
+}
+
+}  // namespace
+
+std::vector<CheckpointInfo> list_checkpoints(FileSystem& files, const std::string& checkpoints_dir) {
+  if (!files.is_directory(checkpoints_dir)) return {};
+  std::map<int64_t, std::string, std::greater<>> names;
+  const std::vector<std::string> all = files.list(checkpoints_dir);
+  // A save that replaces a step stopped between its two renames: the old one still counts.
+  for (const std::string& name : all) {
+    if (const auto step = parse_aside_name(Aside::replaced, name)) names[*step] = name;
+  }
+  for (const std::string& name : all) {
+    if (const auto step = parse_step_name(name)) names[*step] = name;
+  }
+  std::vector<CheckpointInfo> infos;
+  for (const auto& [step, name] : names) infos.push_back(examine(files, checkpoints_dir + "/" + name, step));
+  return infos;
+}
+
+std::vector<std::string> verify_checkpoint(FileSystem& files, const std::string& path) {
+  std::vector<std::string> problems;
+  std::optional<Index> index;
+  const auto note = [&](const std::string& problem) {
+    if (!problem.empty()) problems.push_back(problem);
+    return problem.empty();
+  };
+  if (!note(problem_of([&] { index = make_index(read_raw(files, path), path); }))) return problems;
+  std::vector<std::byte> buffer;
+  for (int s = 0; s < index->manifest.num_shards(); ++s) {
+    std::optional<DataFile> file;
+    if (!note(problem_of([&] { file.emplace(files, *index, s); }))) continue;
+    note(problem_of([&] { file->check_header(); }));
+    for (const StoredBox& box : index->tables[static_cast<size_t>(s)].boxes) {
+      for (int64_t c = 0; c < static_cast<int64_t>(box.chunk_crcs.size()); ++c) {
+        note(problem_of([&] { file->chunk(box, c, buffer); }));
+      }
+    }
+  }
+  return problems;
+}
+
+std::optional<CheckpointInfo> whole_before(FileSystem& files, const std::string& checkpoints_dir,
+                                           int64_t step) {
+  for (const CheckpointInfo& info : list_checkpoints(files, checkpoints_dir)) {
+    if (info.step < step && info.valid && verify_checkpoint(files, info.path).empty()) return info;
+  }
+  return std::nullopt;
+}
+
+std::string fallback_hint(FileSystem& files, const std::string& path) {
+  const auto step = parse_step_name(name_of(path));
+  std::optional<CheckpointInfo> older;
+  const std::string problem = problem_of([&] {
+    if (step) older = whole_before(files, directory_of(path), *step);
+  });
+  if (!problem.empty()) return "older checkpoints could not be read: " + problem;
+  if (!older) return "there is no older checkpoint that is whole";
+  return fmt::format(
+      "the newest older checkpoint that is whole is step {}: --set checkpoint.fallback=previous uses it",
+      older->step);
+}
+
+std::optional<std::string> select_checkpoint(Communicator& comm, FileSystem& files,
+                                             const std::string& checkpoints_dir, const std::string& resume,
+                                             Fallback fallback) {
+  if (resume == "none") return std::nullopt;
+  const FromRankZero chosen =
+      run_on_rank_zero(comm, [&] { return select(files, checkpoints_dir, resume, fallback); });
+  if (!chosen.problem.empty()) throw CheckpointError("checkpoint refused: {}", chosen.problem);
+  if (chosen.value.empty()) return std::nullopt;
+  return chosen.value;
+}
+
+void discard(FileSystem& files, const std::string& checkpoints_dir, const std::string& name, int64_t step) {
+  std::string doomed = name;
+  if (!parse_aside_name(Aside::deleted, name) && !parse_aside_name(Aside::writing, name)) {
+    doomed = aside_name(Aside::deleted, step, make_uuid());
+    files.rename(checkpoints_dir + "/" + name, checkpoints_dir + "/" + doomed);
+    files.sync_directory(checkpoints_dir);
+  }
+  remove_all(files, checkpoints_dir + "/" + doomed);
+}
+
+std::vector<int64_t> prune_checkpoints(FileSystem& files, const std::string& checkpoints_dir,
+                                       const Retention& retention) {
+  std::vector<int64_t> removed;
+  if (retention.keep_last <= 0) return removed;
+  int kept = 0;
+  for (const CheckpointInfo& info : list_checkpoints(files, checkpoints_dir)) {
+    if (!info.valid) continue;  // neither counted nor deleted: somebody may want to look at it
+    const bool milestone = retention.keep_every > 0 && info.step % retention.keep_every == 0;
+    const bool source =
+        !retention.resumed_from.empty() && name_of(info.path) == name_of(retention.resumed_from);
+    if (kept++ < retention.keep_last || milestone || source) continue;
+    discard(files, checkpoints_dir, name_of(info.path), info.step);
+    removed.push_back(info.step);
+  }
+  return removed;
+}
+
+std::vector<std::string> remove_leftovers(FileSystem& files, const std::string& checkpoints_dir) {
+  std::vector<std::string> removed;
+  if (!files.is_directory(checkpoints_dir)) return removed;
+  for (const std::string& name : files.list(checkpoints_dir)) {
+    auto step = parse_aside_name(Aside::writing, name);
+    if (!step) step = parse_aside_name(Aside::deleted, name);
+    if (const auto replaced = parse_aside_name(Aside::replaced, name)) {
+      const std::string successor = checkpoints_dir + "/" + step_name(*replaced);
+      if (files.exists(successor) && examine(files, successor, *replaced).valid) step = replaced;
+    }
+    if (!step) continue;
+    discard(files, checkpoints_dir, name, *step);
+    log_info("removed {}, which an interrupted save or deletion had left", name);
+    removed.push_back(name);
+  }
+  return removed;
+}
+
+}  // namespace transxssm
