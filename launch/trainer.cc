@@ -2,20 +2,10 @@
 
 #include <cmath>
 
+#include "launch/plan.h"
+
 namespace transxssm {
 namespace {
-
-MeshShape mesh_shape(const TrainConfig& config) {
-  const auto& p = config.parallel();
-  return {.pp = p.pp(), .dp = p.dp(), .cp = p.cp(), .tp = p.tp()};
-}
-
-Schedule make_schedule(const TrainConfig& config) {
-  const int stages = config.parallel().pp();
-  const int microbatches = static_cast<int>(num_microbatches(config));
-  return config.parallel().pipeline() == "gpipe" ? gpipe_schedule(stages, microbatches)
-                                                 : one_f_one_b_schedule(stages, microbatches);
-}
 
 LearningRateSchedule make_learning_rate(const TrainConfig& config) {
   const auto& s = config.schedule();
@@ -40,7 +30,7 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
                cuts_[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(),
                config.data().sequence_length()),
       pipeline_(
-          mesh_, make_schedule(config),
+          mesh_, pipeline_schedule(config),
           {config.parallel().microbatch_size(), config.data().sequence_length(), config.model().d_model()},
           DType::f32),
       learning_rate_(make_learning_rate(config)) {
@@ -143,17 +133,6 @@ std::vector<CheckpointTensor> Trainer::checkpoint_tensors() const {
     add(TensorKind::exp_avg_sq, p.exp_avg_sq);
   }
   return tensors;
-}
-
-RankMemory Trainer::memory() const {
-  const ParameterStore& parameters = network_.parameters();
-  const ActivationBytes bytes = TrainingWork::activation_bytes(network_, config_.parallel().microbatch_size(),
-                                                               config_.data().sequence_length());
-  return {.weights = parameters.weight_bytes(),
-          .gradients = parameters.gradient_bytes(),
-          .optimizer = parameters.optimizer_bytes(),
-          .activations = pipeline_.num_slots() * bytes.slot + bytes.pending,
-          .buffers = pipeline_.buffer_bytes() + batch_arena_.bytes() + network_.table_bytes()};
 }
 
 }  // namespace transxssm

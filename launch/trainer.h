@@ -51,7 +51,6 @@ class Trainer {
   Mesh& mesh() { return mesh_; }
   const Network& network() const { return network_; }
   const Pipeline& pipeline() const { return pipeline_; }
-  RankMemory memory() const;
 
  private:
   int64_t count_valid_targets();

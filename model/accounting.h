@@ -24,14 +24,4 @@ std::string layer_pattern(const ModelConfig& config, const StageCut& cut);
 // Share of all FLOPs that falls on a stage.
 double stage_cost_fraction(const ModelConfig& config, const StageCut& cut, int64_t tokens);
 
-// Bytes of one rank by kind.
-struct RankMemory {
-  int64_t weights = 0;
-  int64_t gradients = 0;
-  int64_t optimizer = 0;
-  int64_t activations = 0;  // all slots and what waits for weight gradients
-  int64_t buffers = 0;      // pipeline messages, batches, tables
-  int64_t total() const { return weights + gradients + optimizer + activations + buffers; }
-};
-
 }  // namespace transxssm

@@ -1,0 +1,125 @@
+#include "launch/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "model/training.h"
+#include "parallel/local.h"
+#include "parallel/pipeline.h"
+
+namespace transxssm {
+namespace {
+
+RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int stage, int tp_rank,
+                       const PipelineBuffers& buffers) {
+  const auto alone = single_rank();  // only declares: nothing is sent
+  const ModelConfig model = model_config(config);
+  const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
+  const Network network(model, Shard::of(model, config.parallel().tp(), tp_rank), cut, *alone, tokens);
+  const ActivationBytes activations = TrainingWork::activation_bytes(network, rows, tokens);
+  const int64_t weights = network.parameters().num_elements() * dtype_bytes(DType::f32);
+  const int64_t boundary = rows * tokens * model.d_model * dtype_bytes(DType::f32);
+  const bool ends = stage > 0 || !cut.has_head;
+  Carver batch;
+  Batch::carve(batch, num_microbatches(config) * rows, tokens);
+  return {.weights = weights,
+          .gradients = weights,
+          .optimizer = 2 * weights,
+          .activations = buffers.num_slots * activations.slot + activations.pending,
+          .buffers = (ends ? (buffers.receive + 2 * buffers.send) * boundary : 0) + batch.used() +
+                     network.table_bytes()};
+}
+
+}  // namespace
+
+MeshShape mesh_shape(const TrainConfig& config) {
+  const auto& p = config.parallel();
+  return {.pp = p.pp(), .dp = p.dp(), .cp = p.cp(), .tp = p.tp()};
+}
+
+Schedule pipeline_schedule(const TrainConfig& config) {
+  const int stages = config.parallel().pp();
+  const int microbatches = static_cast<int>(num_microbatches(config));
+  return config.parallel().pipeline() == "gpipe" ? gpipe_schedule(stages, microbatches)
+                                                 : one_f_one_b_schedule(stages, microbatches);
+}
+
+Plan make_plan(const TrainConfig& config) {
+  const ModelConfig model = model_config(config);
+  const int64_t tokens = config.data().sequence_length();
+  Plan plan;
+  plan.mesh = mesh_shape(config);
+  plan.num_parameters = num_parameters(model);
+  plan.flops_per_token = flops_per_token(model, tokens);
+  plan.num_microbatches = num_microbatches(config);
+  const Schedule lowered = lower(pipeline_schedule(config));
+  ScheduleCosts costs;
+  int stage = 0;
+  for (const StageCut& cut : cut_layers(model, tokens, plan.mesh.pp)) {
+    StagePlan s{
+        .cut = cut, .pattern = layer_pattern(model, cut), .cost = stage_cost_fraction(model, cut, tokens)};
+    const PipelineBuffers buffers = pipeline_buffers(lowered, stage);
+    for (int tp_rank = 0; tp_rank < plan.mesh.tp; ++tp_rank) {
+      const RankMemory memory = rank_memory(config, cut, stage, tp_rank, buffers);
+      if (memory.total() > s.memory.total()) s.memory = memory;
+    }
+    costs.stages.push_back({s.cost, s.cost, s.cost});
+    plan.stages.push_back(std::move(s));
+    ++stage;
+  }
+  plan.bubble = validate(lowered, costs).bubble;
+  plan.checkpoint_bytes = plan.num_parameters * 3 * dtype_bytes(DType::f32);
+  return plan;
+}
+
+std::string to_text(const Plan& plan, const TrainConfig& config) {
+  const ModelConfig model = model_config(config);
+  const auto& p = config.parallel();
+  std::string text = fmt::format(
+      "model     {} parameters: {} layers {}, d_model {}, {} heads, d_state {}, vocabulary {}; {:.1f} MFLOP "
+      "a token\n"
+      "mesh      {} ranks = {}\n"
+      "step      {} rows of {} tokens = {} tokens; {} of {} in {} microbatches of {} on each replica, bubble "
+      "{:.1f} %\n",
+      format_count(plan.num_parameters), model.num_layers,
+      layer_pattern(model, {.first_layer = 0, .num_layers = static_cast<int>(model.num_layers)}),
+      model.d_model, model.num_heads, model.d_state, model.vocab_size, plan.flops_per_token / 1e6,
+      plan.mesh.size(), plan.mesh.to_string(), p.global_batch(), config.data().sequence_length(),
+      format_count(tokens_per_step(config)), p.pipeline(), plan.num_microbatches * p.microbatch_size(),
+      plan.num_microbatches, p.microbatch_size(), 100 * plan.bubble);
+  for (size_t s = 0; s < plan.stages.size(); ++s) {
+    const StagePlan& stage = plan.stages[s];
+    const RankMemory& m = stage.memory;
+    text += fmt::format(
+        "stage {:<3} {}layers {}-{} {}{}: {:.1f} % of the FLOPs; {} a rank = weights {} + gradients {} + "
+        "AdamW {} + "
+        "activations {} + buffers {}\n",
+        s, stage.cut.has_embedding ? "embedding, " : "", stage.cut.first_layer,
+        stage.cut.first_layer + stage.cut.num_layers - 1, stage.pattern, stage.cut.has_head ? ", head" : "",
+        100 * stage.cost, format_bytes(m.total()), format_bytes(m.weights), format_bytes(m.gradients),
+        format_bytes(m.optimizer), format_bytes(m.activations), format_bytes(m.buffers));
+  }
+  text += fmt::format(
+      "run       {} steps = {} tokens; checkpoints of {} {}", config.schedule().steps(),
+      format_count(config.schedule().steps() * tokens_per_step(config)), format_bytes(plan.checkpoint_bytes),
+      config.checkpoint().every_steps() > 0 ? fmt::format("every {} steps", config.checkpoint().every_steps())
+                                            : std::string("at the end"));
+  return text;
+}
+
+std::string format_bytes(int64_t bytes) {
+  const double b = static_cast<double>(bytes);
+  if (bytes < (int64_t{1} << 20)) return fmt::format("{:.1f} KiB", b / 1024);
+  if (bytes < (int64_t{1} << 30)) return fmt::format("{:.1f} MiB", b / (1 << 20));
+  return fmt::format("{:.2f} GiB", b / (1 << 30));
+}
+
+std::string format_count(int64_t count) {
+  std::string digits = std::to_string(count);
+  for (auto i = static_cast<int64_t>(digits.size()) - 3; i > (count < 0 ? 1 : 0); i -= 3)
+    digits.insert(static_cast<size_t>(i), ",");
+  return digits;
+}
+
+}  // namespace transxssm

@@ -1,0 +1,303 @@
+#include "launch/training_run.h"
+
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <numbers>
+#include <optional>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/run_lock.h"
+#include "launch/plan.h"
+#include "launch/trainer.h"
+#include "launch/version.h"
+#include "runtime/crc32c.h"
+#include "runtime/data/sampler.h"
+#include "runtime/data/tokenizer.h"
+#include "runtime/log.h"
+#include "runtime/metrics.h"
+#include "runtime/report.h"
+
+namespace transxssm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+TrainingData open_training_data(const TrainConfig& config) {
+  TrainingDataSpec spec{.validation_fraction = config.data().validation().empty() ? config.data().validation_fraction() : 0,
+                        .seed = config.seed(),
+                        .tokens = config.data().sequence_length(),
+                        .vocab_size = config.model().vocab_size(),
+                        .pack_documents = config.data().pack_documents()};
+  for (const auto& source : config.data().train()) spec.sources.push_back({source.prefix(), source.weight()});
+  return TrainingData(spec);
+}
+
+class TrainingRun {
+ public:
+  TrainingRun(const TrainConfig& config, Communicator& world, Stream& stream, const TrainingRunOptions& options)
+      : config_(config),
+        world_(world),
+        options_(options),
+        files_(posix_file_system()),
+        run_directory_(config.log().run_directory()),
+        checkpoints_(run_directory_ + "/" + config.checkpoint().directory()),
+        data_(open_training_data(config)),
+        trainer_(config, world, stream) {}
+
+  int run() {
+    prepare_directory();
+    open_validation();
+    resume();
+    if (world_.rank() == 0) metrics_.emplace(run_directory_, trainer_.steps_done() + 1, facts());
+    tokens_at_start_ = state_.consumed_tokens;
+    last_log_ = start_ = Clock::now();
+    while (trainer_.steps_done() < config_.schedule().steps()) {
+      step();
+      const bool last = trainer_.steps_done() == config_.schedule().steps();
+      if (stop_requested() && !last) return stop_early();
+      if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
+      if (due(config_.checkpoint().every_steps()) || save_requested()) save(false);
+    }
+    validate(config_.log().final_validation_rows());
+    save(true);
+    if (world_.rank() == 0) {
+      write_report(run_directory_);
+      log_info("done: {} steps, {} tokens; checkpoint {}, report {}/report.html", trainer_.steps_done(),
+               format_count(state_.consumed_tokens), last_saved_, run_directory_);
+    }
+    return static_cast<int>(ExitCode::ok);
+  }
+
+ private:
+  bool due(int64_t every) const {
+    return every > 0 && trainer_.steps_done() % every == 0 && trainer_.steps_done() < config_.schedule().steps();
+  }
+
+  // Everything that can be wrong with the run directory is found before step 1.
+  void prepare_directory() {
+    if (world_.rank() == 0) {
+      create_directories(files_, run_directory_);
+      lock_.emplace(run_directory_);
+      create_directories(files_, checkpoints_);
+      remove_leftovers(files_, checkpoints_);
+      write_file_atomically(files_, run_directory_ + "/config.textproto", to_text(config_));
+    }
+    check_writable(world_, files_, checkpoints_, 2 * make_plan(config_).checkpoint_bytes);
+  }
+
+  void open_validation() {
+    const auto& d = config_.data();
+    int32_t end_of_document = 0;
+    if (!d.tokenizer().empty()) {
+      const Tokenizer tokenizer = Tokenizer::load(d.tokenizer());
+      text_.tokenizer_json = tokenizer.to_json();
+      end_of_document = tokenizer.end_of_document().value_or(0);
+      for (int32_t id = 0; id < config_.model().vocab_size(); ++id)
+        bytes_of_id_.push_back(id < tokenizer.vocab_size() && !tokenizer.is_special(id)
+                                   ? static_cast<int32_t>(tokenizer.token_bytes(id).size())
+                                   : 0);
+    }
+    ValidationSpec spec{.tokens = d.sequence_length(),
+                        .vocab_size = config_.model().vocab_size(),
+                        .end_of_document = end_of_document,
+                        .pack_documents = d.pack_documents()};
+    if (!d.validation().empty()) {
+      spec.prefixes = {d.validation()};
+    } else if (d.validation_fraction() > 0) {
+      spec.fraction = d.validation_fraction();
+      for (const auto& source : d.train()) spec.prefixes.push_back(source.prefix());
+    } else {
+      return;
+    }
+    validation_.emplace(spec);
+  }
+
+  void resume() {
+    text_.model_config = to_text(model_config(config_));
+    text_.config_textproto = to_text(config_);
+    text_.build = version_text();
+    state_.seed = config_.seed();
+    state_.run_uuid = make_uuid();
+    state_.data_digest = fmt::format("{:016x}", data_.digest());
+    state_.tokenizer_digest = fmt::format("{:08x}", crc32c(text_.tokenizer_json));
+    const MeshShape& mesh = trainer_.mesh().shape();
+    state_.mesh = {.dp = mesh.dp, .tp = mesh.tp, .pp = mesh.pp, .cp = mesh.cp};
+    const Fallback fallback = config_.checkpoint().fallback() == "previous" ? Fallback::previous : Fallback::stop;
+    const auto path = select_checkpoint(world_, files_, checkpoints_, options_.resume, fallback);
+    if (!path) return;
+    compare_with(read_manifest(world_, files_, *path));
+    const LoadedCheckpoint loaded = load_checkpoint(world_, files_, *path, trainer_.checkpoint_tensors());
+    state_.step = loaded.state.step;
+    state_.consumed_samples = loaded.state.consumed_samples;
+    state_.consumed_tokens = loaded.state.consumed_tokens;
+    state_.run_uuid = loaded.state.run_uuid;
+    trainer_.set_steps_done(loaded.state.step);
+    resumed_from_ = *path;
+    const SavedMesh& saved = loaded.state.mesh;
+    log_info("resuming from {}: step {}, {} tokens{}", *path, loaded.state.step,
+             format_count(loaded.state.consumed_tokens),
+             saved == state_.mesh ? ""
+                                  : fmt::format("; saved on pp {} x dp {} x cp {} x tp {}, now {}", saved.pp, saved.dp,
+                                                saved.cp, saved.tp, mesh.to_string()));
+  }
+
+  // What a resumed run must share with the checkpoint, and what a user should know when it does not.
+  void compare_with(const LoadedCheckpoint& checkpoint) const {
+    if (checkpoint.text.model_config != text_.model_config)
+      throw UsageError("the model of {} is another one.\nThere:\n{}\nHere:\n{}\nChange the section model, or give "
+                       "another log.run_directory.",
+                       checkpoint.path, checkpoint.text.model_config, text_.model_config);
+    if (checkpoint.state.tokenizer_digest != state_.tokenizer_digest)
+      throw UsageError("{} was trained with another tokenizer (digest {}, data.tokenizer {} has {}): give the one it "
+                       "was trained with.",
+                       checkpoint.path, checkpoint.state.tokenizer_digest, config_.data().tokenizer(),
+                       state_.tokenizer_digest);
+    if (checkpoint.state.seed != state_.seed)
+      log_warning("the seed was {} and is now {}: the order of the data changes", checkpoint.state.seed, state_.seed);
+    if (checkpoint.state.data_digest != state_.data_digest)
+      log_warning("the training data is not what {} was trained on: the run goes on at sample {} of the new data",
+                  checkpoint.path, checkpoint.state.consumed_samples);
+  }
+
+  void step() {
+    const Clock::time_point begin = Clock::now();
+    options_.progress(trainer_.steps_done() + 1, "training");
+    data_.fill(state_.consumed_samples + trainer_.first_row(), trainer_.batch());
+    const StepResult result = trainer_.step();
+
+    state_.step = trainer_.steps_done();
+    state_.consumed_samples += config_.parallel().global_batch();
+    state_.consumed_tokens += tokens_per_step(config_);
+    state_.loss = result.loss;
+    state_.learning_rate = result.learning_rate;
+    if (world_.rank() != 0) return;
+    StepMetrics m{.step = state_.step,
+                  .num_steps = config_.schedule().steps(),
+                  .loss = result.loss,
+                  .grad_norm = result.gradient_norm,
+                  .learning_rate = result.learning_rate,
+                  .step_seconds = seconds_since(begin),
+                  .tokens = state_.consumed_tokens};
+    m.tokens_per_second = static_cast<double>(tokens_per_step(config_)) / m.step_seconds;
+    const double rate = static_cast<double>(state_.consumed_tokens - tokens_at_start_) / seconds_since(start_);
+    m.eta_seconds = static_cast<double>((m.num_steps - m.step) * tokens_per_step(config_)) / rate;
+    metrics_->write(m);
+    ++steps_since_log_;
+    if (m.step % config_.log().every_steps() != 0 && m.step != m.num_steps) return;
+    // The line shows the mean speed since the line before it.
+    m.step_seconds = seconds_since(last_log_) / static_cast<double>(steps_since_log_);
+    m.tokens_per_second = static_cast<double>(tokens_per_step(config_)) / m.step_seconds;
+    last_log_ = Clock::now();
+    steps_since_log_ = 0;
+    log_info("{}", format_step_line(m));
+  }
+
+  // Loss over the first `rows` validation rows; 0: all of them. In nats per token and bits per byte.
+  void validate(int64_t rows) {
+    if (!validation_) return;
+    options_.progress(trainer_.steps_done(), "validation");
+    const int64_t num_rows = rows == 0 ? validation_->num_rows() : std::min(rows, validation_->num_rows());
+    EvaluationSum sum;
+    Batch& batch = trainer_.batch();
+    for (int64_t first = 0; first < num_rows; first += config_.parallel().global_batch()) {
+      const int64_t mine = first + trainer_.first_row();
+      validation_->fill(mine, batch);
+      for (int64_t i = std::max<int64_t>(0, num_rows - mine); i < batch.rows(); ++i) zero(batch.valid.select(0, i));
+      const EvaluationSum part = trainer_.evaluate();
+      sum.loss += part.loss;
+      sum.valid_targets += part.valid_targets;
+    }
+    if (world_.rank() != 0) return;
+    const double loss = sum.loss / static_cast<double>(sum.valid_targets);
+    const double bytes = bytes_of_id_.empty() ? 0 : static_cast<double>(validation_->text_bytes(bytes_of_id_, num_rows));
+    const double bits_per_byte = bytes > 0 ? sum.loss / std::numbers::ln2 / bytes : NAN;
+    metrics_->write_validation(trainer_.steps_done(), loss, bits_per_byte);
+    log_info("validation at step {}: {:.4f} nats per token{} over {} tokens", trainer_.steps_done(), loss,
+             bytes > 0 ? fmt::format(", {:.4f} bits per byte", bits_per_byte) : "", format_count(sum.valid_targets));
+    last_log_ = Clock::now();
+    steps_since_log_ = 0;
+  }
+
+  // A save that fails leaves the older checkpoints as they are and costs a warning, until too many failed in a row.
+  void save(bool required) {
+    if (state_.step == last_saved_step_) return;
+    options_.progress(trainer_.steps_done(), "checkpoint");
+    const Clock::time_point begin = Clock::now();
+    const Retention retention{.keep_last = static_cast<int>(config_.checkpoint().keep_last()),
+                              .keep_every = config_.checkpoint().keep_every(),
+                              .resumed_from = resumed_from_};
+    try {
+      last_saved_ = save_checkpoint(world_, files_, checkpoints_, state_, text_, trainer_.checkpoint_tensors(), retention);
+      last_saved_step_ = state_.step;
+      failed_saves_ = 0;
+      log_info("saved {} in {:.2f} s", last_saved_, seconds_since(begin));
+    } catch (const CheckpointSaveError& error) {
+      if (required || ++failed_saves_ >= config_.checkpoint().max_failed_saves()) throw;
+      log_warning("{} Training goes on; {} of at most {} saves in a row failed.", error.what(), failed_saves_,
+                  config_.checkpoint().max_failed_saves());
+    }
+    if (world_.rank() == 0) write_report(run_directory_);
+    last_log_ = Clock::now();
+    steps_since_log_ = 0;
+  }
+
+  // A request that reached any rank counts for all of them.
+  bool agreed(bool mine) {
+    double any = mine ? 1 : 0;
+    world_.all_reduce(Tensor(&any, DType::f64, {1}), ReduceOp::max);
+    return any > 0;
+  }
+  bool stop_requested() { return agreed(options_.requests.save_and_stop()); }
+  bool save_requested() { return agreed(options_.requests.save()); }
+
+  int stop_early() {
+    log_info("asked to stop: saving step {}", state_.step);
+    save(true);
+    if (world_.rank() == 0) log_info("saved; go on with: {}", options_.resume_command);
+    return static_cast<int>(ExitCode::preempted);
+  }
+
+  RunFacts facts() const {
+    const Plan plan = make_plan(config_);
+    return {{"model", fmt::format("{} layers {}, d_model {}", config_.model().num_layers(),
+                                  layer_pattern(model_config(config_), {.num_layers = static_cast<int>(config_.model().num_layers())}),
+                                  config_.model().d_model())},
+            {"parameters", format_count(plan.num_parameters)},
+            {"mesh", plan.mesh.to_string()},
+            {"tokens a step", format_count(tokens_per_step(config_))},
+            {"training tokens", format_count(data_.num_tokens())},
+            {"seed", std::to_string(config_.seed())},
+            {"version", version_text()}};
+  }
+
+  const TrainConfig& config_;
+  Communicator& world_;
+  const TrainingRunOptions& options_;
+  FileSystem& files_;
+  std::string run_directory_, checkpoints_;
+  TrainingData data_;
+  Trainer trainer_;
+  std::optional<RunLock> lock_;             // rank 0
+  std::optional<MetricsWriter> metrics_;    // rank 0
+  std::optional<ValidationSet> validation_;
+  std::vector<int32_t> bytes_of_id_;        // [V]; empty without a tokenizer
+  TrainState state_;
+  CheckpointText text_;
+  std::string resumed_from_, last_saved_;
+  int64_t last_saved_step_ = -1;
+  int64_t failed_saves_ = 0;
+  int64_t tokens_at_start_ = 0;
+  int64_t steps_since_log_ = 0;
+  Clock::time_point start_, last_log_;
+};
+
+}  // namespace
+
+int run_training(const TrainConfig& config, Communicator& world, Stream& stream, const TrainingRunOptions& options) {
+  return TrainingRun(config, world, stream, options).run();
+}
+
+}  // namespace transxssm
