@@ -29,11 +29,13 @@ class StageWork {
   virtual void reduce_gradients() = 0;
 };
 
-// Buffers of boundary size one rank needs for a lowered schedule.
+// Buffers of boundary size that one rank needs for a valid lowered schedule and for evaluation.
 struct PipelineBuffers {
-  int receive = 0;  // of either direction
-  int send = 0;     // by direction
+  int receive = 0;
+  int send_forward = 0;
+  int send_backward = 0;
   int num_slots = 0;
+  int64_t bytes(const Shape& boundary, DType dtype) const;
 };
 PipelineBuffers pipeline_buffers(const Schedule& lowered, int rank);
 
@@ -43,7 +45,6 @@ class Pipeline {
   // between two stages, [B, T, D] of a microbatch. Validates the schedule; no communication. The mesh must
   // outlive it.
   Pipeline(Mesh& mesh, const Schedule& schedule, const Shape& boundary, DType dtype);
-  ~Pipeline();
 
   // One step: every microbatch forward and backward, then reduce_gradients.
   void run(StageWork& work);
@@ -56,16 +57,43 @@ class Pipeline {
   const ScheduleReport& report() const { return report_; }  // with unit costs
 
  private:
-  class Run;
+  // A message's buffer on its way out.
+  struct Outgoing {
+    Tensor buffer;
+    Request request;
+  };
+  // The few buffers of one direction, used in turn.
+  struct OutgoingRing {
+    std::vector<Outgoing> buffers;
+    size_t next = 0;
+    Tensor take();  // waits until the next one is free
+    void send(Communicator& edge);
+    void finish();
+  };
+  // A message's buffer on its way in, from the posting of the receive to the microbatch's W.
+  struct Incoming {
+    Request request;
+    int buffer = -1;  // none
+  };
+
   void execute(const Schedule& lowered, StageWork& work);
+  void step(const Action& action, bool forward_only, StageWork& work);
+  void post_receive(Incoming& incoming, int from_stage);
+  Tensor take_received(Incoming& incoming);
+  void release(int microbatch);
 
   Mesh& mesh_;
+  const int stage_;
   Schedule lowered_;
   Schedule evaluation_;  // of the last run_forward
   ScheduleReport report_;
   PipelineBuffers buffers_;
   Arena arena_;
-  std::vector<Tensor> receive_buffers_, send_forward_buffers_, send_backward_buffers_;
+  std::vector<Tensor> receive_buffers_;
+  std::vector<bool> receive_used_, slot_used_;
+  OutgoingRing outputs_, input_gradients_;
+  std::vector<Incoming> inputs_, output_gradients_;  // by microbatch
+  std::vector<int> slots_;                           // by microbatch
 };
 
 }  // namespace transxssm
