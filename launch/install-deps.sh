@@ -18,6 +18,7 @@ packages=(
   libdnnl-dev libhwy-dev                                    # matrix products, SIMD
   libprotobuf-dev protobuf-compiler nlohmann-json3-dev      # configuration, checkpoints, tokenizer files
   libutf8proc-dev                                           # Unicode normalisation
+  zlib1g-dev libzstd-dev                                    # compressed text
   libspdlog-dev libfmt-dev                                  # log
   libboost-dev                                              # header-only parts, as oracles in tests
   libgtest-dev libgmock-dev libbenchmark-dev clang-format   # tests, benchmarks, format check
