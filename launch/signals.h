@@ -1,0 +1,31 @@
+// What a user or scheduler can ask of a running job. SIGUSR1, SIGINT and SIGTERM: save a checkpoint and exit
+// with code 75. SIGUSR2: save and go on. A second signal of the first kind exits at once with 128 + its
+// number.
+#pragma once
+
+#include "parallel/communicator.h"
+
+namespace transxssm {
+
+enum class StopRequest { none, save_and_go_on, save_and_exit };
+
+// Installs the handlers, which only note the signal.
+void install_signal_handlers();
+
+// What this process was asked; does not forget it.
+StopRequest pending_signal();
+
+struct AgreedSignal {
+  StopRequest request = StopRequest::none;
+  int signal = 0;  // its number
+  int rank = 0;    // the lowest rank of `world` that got it
+};
+
+// Collective: the strongest request any rank has, the same answer on every rank; a save_and_go_on is
+// forgotten with it. Call it at step boundaries: a rank that acted alone would leave the others waiting.
+AgreedSignal agree_on_signal(Communicator& world);
+
+// "SIGTERM"
+const char* signal_name(int signal);
+
+}  // namespace transxssm
