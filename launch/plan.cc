@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "launch/progress_bar.h"
 #include "model/training.h"
 #include "parallel/local.h"
 #include "parallel/pipeline.h"
@@ -23,12 +24,13 @@ RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int stage
   const bool ends = stage > 0 || !cut.has_head;
   Carver batch;
   Batch::carve(batch, num_microbatches(config) * rows, tokens);
-  return {.weights = weights,
-          .gradients = weights,
-          .optimizer = 2 * weights,
-          .activations = buffers.num_slots * activations.slot + activations.pending,
-          .buffers = (ends ? (buffers.receive + 2 * buffers.send) * boundary : 0) + batch.used() +
-                     network.table_bytes()};
+  return {
+      .weights = weights,
+      .gradients = weights,
+      .optimizer = 2 * weights,
+      .activations = buffers.num_slots * activations.slot + activations.pending,
+      .buffers = (ends ? (buffers.receive + buffers.send_forward + buffers.send_backward) * boundary : 0) +
+                 batch.used() + network.table_bytes()};
 }
 
 }  // namespace
@@ -106,20 +108,6 @@ std::string to_text(const Plan& plan, const TrainConfig& config) {
       config.checkpoint().every_steps() > 0 ? fmt::format("every {} steps", config.checkpoint().every_steps())
                                             : std::string("at the end"));
   return text;
-}
-
-std::string format_bytes(int64_t bytes) {
-  const double b = static_cast<double>(bytes);
-  if (bytes < (int64_t{1} << 20)) return fmt::format("{:.1f} KiB", b / 1024);
-  if (bytes < (int64_t{1} << 30)) return fmt::format("{:.1f} MiB", b / (1 << 20));
-  return fmt::format("{:.2f} GiB", b / (1 << 30));
-}
-
-std::string format_count(int64_t count) {
-  std::string digits = std::to_string(count);
-  for (auto i = static_cast<int64_t>(digits.size()) - 3; i > (count < 0 ? 1 : 0); i -= 3)
-    digits.insert(static_cast<size_t>(i), ",");
-  return digits;
 }
 
 }  // namespace transxssm

@@ -47,9 +47,4 @@ Plan make_plan(const TrainConfig& config);
 // A few lines for a person.
 std::string to_text(const Plan& plan, const TrainConfig& config);
 
-// "12.3 MiB"
-std::string format_bytes(int64_t bytes);
-// "1,234,567"
-std::string format_count(int64_t count);
-
 }  // namespace transxssm

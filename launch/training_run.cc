@@ -9,6 +9,8 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/run_lock.h"
 #include "launch/plan.h"
+#include "launch/progress.h"
+#include "launch/progress_bar.h"
 #include "launch/trainer.h"
 #include "launch/version.h"
 #include "runtime/crc32c.h"
@@ -23,21 +25,25 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 TrainingData open_training_data(const TrainConfig& config) {
-  TrainingDataSpec spec{.validation_fraction = config.data().validation().empty() ? config.data().validation_fraction() : 0,
-                        .seed = config.seed(),
-                        .tokens = config.data().sequence_length(),
-                        .vocab_size = config.model().vocab_size(),
-                        .pack_documents = config.data().pack_documents()};
+  TrainingDataSpec spec{
+      .validation_fraction = config.data().validation().empty() ? config.data().validation_fraction() : 0,
+      .seed = config.seed(),
+      .tokens = config.data().sequence_length(),
+      .vocab_size = config.model().vocab_size(),
+      .pack_documents = config.data().pack_documents()};
   for (const auto& source : config.data().train()) spec.sources.push_back({source.prefix(), source.weight()});
   return TrainingData(spec);
 }
 
 class TrainingRun {
  public:
-  TrainingRun(const TrainConfig& config, Communicator& world, Stream& stream, const TrainingRunOptions& options)
+  TrainingRun(const TrainConfig& config, Communicator& world, Stream& stream,
+              const TrainingRunOptions& options)
       : config_(config),
         world_(world),
         options_(options),
@@ -57,9 +63,11 @@ class TrainingRun {
     while (trainer_.steps_done() < config_.schedule().steps()) {
       step();
       const bool last = trainer_.steps_done() == config_.schedule().steps();
-      if (stop_requested() && !last) return stop_early();
+      const AgreedSignal signal = options_.signal(world_, trainer_.steps_done());
+      if (signal.request == StopRequest::save_and_exit && !last) return stop_early(signal);
       if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
-      if (due(config_.checkpoint().every_steps()) || save_requested()) save(false);
+      if (due(config_.checkpoint().every_steps()) || (signal.request == StopRequest::save_and_go_on && !last))
+        save(false);
     }
     validate(config_.log().final_validation_rows());
     save(true);
@@ -73,7 +81,8 @@ class TrainingRun {
 
  private:
   bool due(int64_t every) const {
-    return every > 0 && trainer_.steps_done() % every == 0 && trainer_.steps_done() < config_.schedule().steps();
+    return every > 0 && trainer_.steps_done() % every == 0 &&
+           trainer_.steps_done() < config_.schedule().steps();
   }
 
   // Everything that can be wrong with the run directory is found before step 1.
@@ -118,14 +127,15 @@ class TrainingRun {
   void resume() {
     text_.model_config = to_text(model_config(config_));
     text_.config_textproto = to_text(config_);
-    text_.build = version_text();
+    text_.build = short_version();
     state_.seed = config_.seed();
     state_.run_uuid = make_uuid();
     state_.data_digest = fmt::format("{:016x}", data_.digest());
     state_.tokenizer_digest = fmt::format("{:08x}", crc32c(text_.tokenizer_json));
     const MeshShape& mesh = trainer_.mesh().shape();
     state_.mesh = {.dp = mesh.dp, .tp = mesh.tp, .pp = mesh.pp, .cp = mesh.cp};
-    const Fallback fallback = config_.checkpoint().fallback() == "previous" ? Fallback::previous : Fallback::stop;
+    const Fallback fallback =
+        config_.checkpoint().fallback() == "previous" ? Fallback::previous : Fallback::stop;
     const auto path = select_checkpoint(world_, files_, checkpoints_, options_.resume, fallback);
     if (!path) return;
     compare_with(read_manifest(world_, files_, *path));
@@ -140,31 +150,35 @@ class TrainingRun {
     log_info("resuming from {}: step {}, {} tokens{}", *path, loaded.state.step,
              format_count(loaded.state.consumed_tokens),
              saved == state_.mesh ? ""
-                                  : fmt::format("; saved on pp {} x dp {} x cp {} x tp {}, now {}", saved.pp, saved.dp,
-                                                saved.cp, saved.tp, mesh.to_string()));
+                                  : fmt::format("; saved on pp {} x dp {} x cp {} x tp {}, now {}", saved.pp,
+                                                saved.dp, saved.cp, saved.tp, mesh.to_string()));
   }
 
   // What a resumed run must share with the checkpoint, and what a user should know when it does not.
   void compare_with(const LoadedCheckpoint& checkpoint) const {
     if (checkpoint.text.model_config != text_.model_config)
-      throw UsageError("the model of {} is another one.\nThere:\n{}\nHere:\n{}\nChange the section model, or give "
-                       "another log.run_directory.",
-                       checkpoint.path, checkpoint.text.model_config, text_.model_config);
+      throw UsageError(
+          "the model of {} is another one.\nThere:\n{}\nHere:\n{}\nChange the section model, or give "
+          "another log.run_directory.",
+          checkpoint.path, checkpoint.text.model_config, text_.model_config);
     if (checkpoint.state.tokenizer_digest != state_.tokenizer_digest)
-      throw UsageError("{} was trained with another tokenizer (digest {}, data.tokenizer {} has {}): give the one it "
-                       "was trained with.",
-                       checkpoint.path, checkpoint.state.tokenizer_digest, config_.data().tokenizer(),
-                       state_.tokenizer_digest);
+      throw UsageError(
+          "{} was trained with another tokenizer (digest {}, data.tokenizer {} has {}): give the one it "
+          "was trained with.",
+          checkpoint.path, checkpoint.state.tokenizer_digest, config_.data().tokenizer(),
+          state_.tokenizer_digest);
     if (checkpoint.state.seed != state_.seed)
-      log_warning("the seed was {} and is now {}: the order of the data changes", checkpoint.state.seed, state_.seed);
+      log_warning("the seed was {} and is now {}: the order of the data changes", checkpoint.state.seed,
+                  state_.seed);
     if (checkpoint.state.data_digest != state_.data_digest)
-      log_warning("the training data is not what {} was trained on: the run goes on at sample {} of the new data",
-                  checkpoint.path, checkpoint.state.consumed_samples);
+      log_warning(
+          "the training data is not what {} was trained on: the run goes on at sample {} of the new data",
+          checkpoint.path, checkpoint.state.consumed_samples);
   }
 
   void step() {
     const Clock::time_point begin = Clock::now();
-    options_.progress(trainer_.steps_done() + 1, "training");
+    publish_progress(trainer_.steps_done() + 1, "train");
     data_.fill(state_.consumed_samples + trainer_.first_row(), trainer_.batch());
     const StepResult result = trainer_.step();
 
@@ -182,7 +196,8 @@ class TrainingRun {
                   .step_seconds = seconds_since(begin),
                   .tokens = state_.consumed_tokens};
     m.tokens_per_second = static_cast<double>(tokens_per_step(config_)) / m.step_seconds;
-    const double rate = static_cast<double>(state_.consumed_tokens - tokens_at_start_) / seconds_since(start_);
+    const double rate =
+        static_cast<double>(state_.consumed_tokens - tokens_at_start_) / seconds_since(start_);
     m.eta_seconds = static_cast<double>((m.num_steps - m.step) * tokens_per_step(config_)) / rate;
     metrics_->write(m);
     ++steps_since_log_;
@@ -198,39 +213,44 @@ class TrainingRun {
   // Loss over the first `rows` validation rows; 0: all of them. In nats per token and bits per byte.
   void validate(int64_t rows) {
     if (!validation_) return;
-    options_.progress(trainer_.steps_done(), "validation");
+    publish_progress(trainer_.steps_done(), "validate");
     const int64_t num_rows = rows == 0 ? validation_->num_rows() : std::min(rows, validation_->num_rows());
     EvaluationSum sum;
     Batch& batch = trainer_.batch();
     for (int64_t first = 0; first < num_rows; first += config_.parallel().global_batch()) {
       const int64_t mine = first + trainer_.first_row();
       validation_->fill(mine, batch);
-      for (int64_t i = std::max<int64_t>(0, num_rows - mine); i < batch.rows(); ++i) zero(batch.valid.select(0, i));
+      for (int64_t i = std::max<int64_t>(0, num_rows - mine); i < batch.rows(); ++i)
+        zero(batch.valid.select(0, i));
       const EvaluationSum part = trainer_.evaluate();
       sum.loss += part.loss;
       sum.valid_targets += part.valid_targets;
     }
     if (world_.rank() != 0) return;
     const double loss = sum.loss / static_cast<double>(sum.valid_targets);
-    const double bytes = bytes_of_id_.empty() ? 0 : static_cast<double>(validation_->text_bytes(bytes_of_id_, num_rows));
+    const double bytes =
+        bytes_of_id_.empty() ? 0 : static_cast<double>(validation_->text_bytes(bytes_of_id_, num_rows));
     const double bits_per_byte = bytes > 0 ? sum.loss / std::numbers::ln2 / bytes : NAN;
     metrics_->write_validation(trainer_.steps_done(), loss, bits_per_byte);
     log_info("validation at step {}: {:.4f} nats per token{} over {} tokens", trainer_.steps_done(), loss,
-             bytes > 0 ? fmt::format(", {:.4f} bits per byte", bits_per_byte) : "", format_count(sum.valid_targets));
+             bytes > 0 ? fmt::format(", {:.4f} bits per byte", bits_per_byte) : "",
+             format_count(sum.valid_targets));
     last_log_ = Clock::now();
     steps_since_log_ = 0;
   }
 
-  // A save that fails leaves the older checkpoints as they are and costs a warning, until too many failed in a row.
+  // A save that fails leaves the older checkpoints as they are and costs a warning, until too many failed in
+  // a row.
   void save(bool required) {
     if (state_.step == last_saved_step_) return;
-    options_.progress(trainer_.steps_done(), "checkpoint");
+    publish_progress(trainer_.steps_done(), "save");
     const Clock::time_point begin = Clock::now();
     const Retention retention{.keep_last = static_cast<int>(config_.checkpoint().keep_last()),
                               .keep_every = config_.checkpoint().keep_every(),
                               .resumed_from = resumed_from_};
     try {
-      last_saved_ = save_checkpoint(world_, files_, checkpoints_, state_, text_, trainer_.checkpoint_tensors(), retention);
+      last_saved_ = save_checkpoint(world_, files_, checkpoints_, state_, text_,
+                                    trainer_.checkpoint_tensors(), retention);
       last_saved_step_ = state_.step;
       failed_saves_ = 0;
       log_info("saved {} in {:.2f} s", last_saved_, seconds_since(begin));
@@ -244,17 +264,8 @@ class TrainingRun {
     steps_since_log_ = 0;
   }
 
-  // A request that reached any rank counts for all of them.
-  bool agreed(bool mine) {
-    double any = mine ? 1 : 0;
-    world_.all_reduce(Tensor(&any, DType::f64, {1}), ReduceOp::max);
-    return any > 0;
-  }
-  bool stop_requested() { return agreed(options_.requests.save_and_stop()); }
-  bool save_requested() { return agreed(options_.requests.save()); }
-
-  int stop_early() {
-    log_info("asked to stop: saving step {}", state_.step);
+  int stop_early(const AgreedSignal& signal) {
+    log_info("{} on rank {}: saving step {}", signal_name(signal.signal), signal.rank, state_.step);
     save(true);
     if (world_.rank() == 0) log_info("saved; go on with: {}", options_.resume_command);
     return static_cast<int>(ExitCode::preempted);
@@ -262,15 +273,17 @@ class TrainingRun {
 
   RunFacts facts() const {
     const Plan plan = make_plan(config_);
-    return {{"model", fmt::format("{} layers {}, d_model {}", config_.model().num_layers(),
-                                  layer_pattern(model_config(config_), {.num_layers = static_cast<int>(config_.model().num_layers())}),
-                                  config_.model().d_model())},
-            {"parameters", format_count(plan.num_parameters)},
-            {"mesh", plan.mesh.to_string()},
-            {"tokens a step", format_count(tokens_per_step(config_))},
-            {"training tokens", format_count(data_.num_tokens())},
-            {"seed", std::to_string(config_.seed())},
-            {"version", version_text()}};
+    return {
+        {"model", fmt::format("{} layers {}, d_model {}", config_.model().num_layers(),
+                              layer_pattern(model_config(config_),
+                                            {.num_layers = static_cast<int>(config_.model().num_layers())}),
+                              config_.model().d_model())},
+        {"parameters", format_count(plan.num_parameters)},
+        {"mesh", plan.mesh.to_string()},
+        {"tokens a step", format_count(tokens_per_step(config_))},
+        {"training tokens", format_count(data_.num_tokens())},
+        {"seed", std::to_string(config_.seed())},
+        {"version", short_version()}};
   }
 
   const TrainConfig& config_;
@@ -280,10 +293,10 @@ class TrainingRun {
   std::string run_directory_, checkpoints_;
   TrainingData data_;
   Trainer trainer_;
-  std::optional<RunLock> lock_;             // rank 0
-  std::optional<MetricsWriter> metrics_;    // rank 0
+  std::optional<RunLock> lock_;           // rank 0
+  std::optional<MetricsWriter> metrics_;  // rank 0
   std::optional<ValidationSet> validation_;
-  std::vector<int32_t> bytes_of_id_;        // [V]; empty without a tokenizer
+  std::vector<int32_t> bytes_of_id_;  // [V]; empty without a tokenizer
   TrainState state_;
   CheckpointText text_;
   std::string resumed_from_, last_saved_;
@@ -296,7 +309,8 @@ class TrainingRun {
 
 }  // namespace
 
-int run_training(const TrainConfig& config, Communicator& world, Stream& stream, const TrainingRunOptions& options) {
+int run_training(const TrainConfig& config, Communicator& world, Stream& stream,
+                 const TrainingRunOptions& options) {
   return TrainingRun(config, world, stream, options).run();
 }
 

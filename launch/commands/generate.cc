@@ -1,0 +1,124 @@
+#include "launch/commands/generate.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "checkpoint/checkpoint.h"
+#include "launch/generator.h"
+#include "launch/worker.h"
+#include "runtime/data/tokenizer.h"
+#include "runtime/data/utf8.h"
+
+namespace transxssm {
+namespace {
+
+// Prints bytes as they come, holding back the last ones while they may be half of a code point.
+class Utf8Printer {
+ public:
+  void print(std::string_view bytes) {
+    pending_ += bytes;
+    size_t whole = pending_.size();
+    for (size_t back = 1; back <= std::min<size_t>(3, pending_.size()); ++back) {
+      const auto byte = static_cast<unsigned char>(pending_[pending_.size() - back]);
+      if ((byte & 0xC0) == 0x80) continue;  // inside a code point
+      const size_t length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
+      if (length > back) whole = pending_.size() - back;
+      break;
+    }
+    std::string text = pending_.substr(0, whole);
+    replace_ill_formed(text);
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+    pending_.erase(0, whole);
+  }
+
+ private:
+  std::string pending_;
+};
+
+int generate(const Arguments& arguments, Worker& worker) {
+  FileSystem& files = posix_file_system();
+  const auto path = select_checkpoint(worker.world(), files, arguments.text("--checkpoint"),
+                                      arguments.text("--checkpoint"));
+  if (!path) throw CheckpointError("{}: no committed checkpoint there", arguments.text("--checkpoint"));
+  const LoadedCheckpoint manifest = read_manifest(worker.world(), files, *path);
+  if (manifest.text.tokenizer_json.empty())
+    throw UsageError("{} was trained without data.tokenizer: there is nothing to turn text into tokens with",
+                     *path);
+  const Tokenizer tokenizer =
+      Tokenizer::from_json(manifest.text.tokenizer_json, *path + "/run/tokenizer.json");
+  const ModelConfig config = model_config_from_text(manifest.text.model_config);
+
+  MeshShape shape{.pp = static_cast<int>(arguments.integer("--pp", 1)), .tp = 1};
+  shape.tp =
+      arguments.has("--tp") ? static_cast<int>(arguments.integer("--tp", 1)) : worker.size() / shape.pp;
+  check_mesh(shape, worker.size());
+  for (const std::string& problem : mesh_problems(config, shape.pp, shape.tp))
+    throw UsageError("{}", problem);
+
+  std::vector<int32_t> prompt = tokenizer.encode(arguments.text("--prompt"));
+  if (prompt.empty()) prompt.push_back(tokenizer.end_of_document().value_or(0));  // where a document begins
+  const int64_t count = arguments.integer("--max-tokens", 1, 1 << 24);
+  Stream stream(worker.take_threads(0, false));
+  Generator generator(config, shape, worker.world(), stream, static_cast<int64_t>(prompt.size()) + count);
+  std::vector<CheckpointTensor> targets;
+  for (const Parameter& p : generator.network().parameters().all())
+    targets.push_back({.name = p.spec.name,
+                       .kind = TensorKind::master,
+                       .global_shape = p.spec.global_shape,
+                       .offset = p.spec.box.offset,
+                       .extent = p.spec.box.extent,
+                       .data = p.weight,
+                       .owner = p.spec.owner});
+  load_checkpoint(worker.world(), files, *path, targets);
+
+  const SamplingOptions sampling{.temperature = arguments.number("--temperature", 0, 100),
+                                 .top_p = arguments.number("--top-p", 1e-6, 1),
+                                 .seed = static_cast<uint64_t>(arguments.integer("--seed", 0))};
+  const bool prints = worker.rank() == 0;
+  Utf8Printer printer;
+  if (prints) printer.print(arguments.text("--prompt"));
+  generator.generate(prompt, count, sampling, [&](int32_t token) {
+    if (token == tokenizer.end_of_document()) return false;
+    // The vocabulary of the model may be padded beyond the tokenizer's.
+    if (prints && token < tokenizer.vocab_size()) printer.print(tokenizer.token_bytes(token));
+    return true;
+  });
+  if (prints) std::printf("\n");
+  return 0;
+}
+
+}  // namespace
+
+Command generate_command() {
+  return {
+      .path = "generate",
+      .summary = "Continue a text with a trained model, on one rank or several",
+      .example = "transxssm generate --checkpoint runs/tiny --prompt 'The meaning of' --max-tokens 100",
+      .options =
+          {{.name = "--checkpoint",
+            .value = "DIR",
+            .help = "a checkpoint, or a run directory: its newest one",
+            .required = true},
+           {.name = "--prompt", .value = "TEXT", .help = "empty: the start of a document", .standard = ""},
+           {.name = "--max-tokens", .value = "N", .help = "tokens to add at most", .standard = "128"},
+           {.name = "--temperature",
+            .value = "X",
+            .help = "0: always the likeliest token",
+            .standard = "0.8"},
+           {.name = "--top-p",
+            .value = "X",
+            .help = "draw from the likeliest tokens that reach this probability together",
+            .standard = "0.95"},
+           {.name = "--seed", .value = "N", .help = "the same seed draws the same text", .standard = "0"},
+           {.name = "--tp", .value = "N", .help = "tensor parallel; default: all ranks", .group = "Mesh"},
+           {.name = "--pp", .value = "N", .help = "pipeline stages", .standard = "1", .group = "Mesh"}},
+      .run =
+          [](const Arguments& arguments) {
+            return run_worker([&](Worker& worker) { return generate(arguments, worker); });
+          },
+      .parallel = true};
+}
+
+}  // namespace transxssm

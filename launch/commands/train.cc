@@ -1,0 +1,82 @@
+#include "launch/commands/train.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdio>
+
+#include "launch/config.h"
+#include "launch/plan.h"
+#include "launch/training_run.h"
+#include "launch/worker.h"
+#include "runtime/file_system.h"
+#include "runtime/log.h"
+
+namespace transxssm {
+namespace {
+
+// Without ranks: what the job would do. parallel.dp that follows from the number of ranks counts as one.
+int print_plan(const Arguments& arguments, int world_size) {
+  std::vector<std::string> overrides = arguments.list("--set");
+  TrainConfig config = load_config(arguments.text("--config"), overrides, world_size);
+  if (config.parallel().dp() == 0) {
+    overrides.push_back("parallel.dp=1");
+    config = load_config(arguments.text("--config"), overrides, 0);
+  }
+  std::printf("%s\n", to_text(make_plan(config), config).c_str());
+  return 0;
+}
+
+int train(const Arguments& arguments, Worker& worker) {
+  if (arguments.flag("--dry-run")) {
+    const int world_size = worker.size() > 1 ? worker.size() : 0;
+    return worker.rank() == 0 ? print_plan(arguments, world_size) : 0;
+  }
+  const TrainConfig config = load_config(arguments.text("--config"), arguments.list("--set"), worker.size());
+  const std::string& run_directory = config.log().run_directory();
+  if (worker.rank() == 0) create_directories(posix_file_system(), run_directory + "/log");
+  worker.world().set_timeout(std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(config.parallel().timeout_seconds())));
+  worker.world().barrier();
+  open_log_file(fmt::format("{}/log/rank-{}.txt", run_directory, worker.rank()));
+  open_progress(run_directory + "/log", worker.rank(), worker.size());
+
+  const int threads =
+      worker.take_threads(config.parallel().threads_per_rank(), config.parallel().pin_threads());
+  log_info("{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config), config), threads,
+           worker.num_local_ranks(), worker.host());
+  Stream stream(threads);
+  TrainingRunOptions options{.resume = arguments.text("--resume")};
+  options.resume_command =
+      fmt::format("launch/run.sh -n {} -- train --config {}/config.textproto --resume auto", worker.size(),
+                  run_directory);
+  return run_training(config, worker.world(), stream, options);
+}
+
+}  // namespace
+
+Command train_command() {
+  return {.path = "train",
+          .summary = "Pretrain a model, alone or as ranks under mpirun or srun",
+          .example =
+              "launch/run.sh -n 4 -- train --config launch/configs/tiny.textproto --set parallel.tp=2 "
+              "--set parallel.pp=2",
+          .options =
+              {{.name = "--config", .value = "FILE", .help = "textproto, or JSON (.json)", .required = true},
+               {.name = "--set",
+                .value = "PATH=VALUE",
+                .help = "override one field, such as parallel.tp=2; later ones win",
+                .repeatable = true},
+               {.name = "--resume",
+                .value = "auto|none|DIR",
+                .help = "auto: from the newest committed checkpoint of the run directory, if any",
+                .standard = "auto"},
+               {.name = "--dry-run", .help = "check the configuration, print the plan, train nothing"}},
+          .run =
+              [](const Arguments& arguments) {
+                return run_worker([&](Worker& worker) { return train(arguments, worker); });
+              },
+          .parallel = true};
+}
+
+}  // namespace transxssm

@@ -1,0 +1,90 @@
+#include "launch/progress_bar.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+namespace transxssm {
+namespace {
+
+constexpr double kRedrawSeconds = 0.1;
+constexpr double kPlainSeconds = 10;
+constexpr int kBarWidth = 24;
+
+}  // namespace
+
+std::string format_bytes(double bytes) {
+  const char* units[] = {"B", "kB", "MB", "GB", "TB"};
+  size_t unit = 0;
+  for (; bytes >= 1000 && unit + 1 < std::size(units); ++unit) bytes /= 1000;
+  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.1f} {}", bytes, units[unit]);
+}
+
+std::string format_seconds(double seconds) {
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  if (seconds < 10) return fmt::format("{:.1f}s", seconds);
+  if (whole < 60) return fmt::format("{}s", whole);
+  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
+  return fmt::format("{}h{:02}m", whole / 3600, whole % 3600 / 60);
+}
+
+std::string format_count(int64_t count) {
+  std::string digits = std::to_string(count);
+  for (auto at = static_cast<int64_t>(digits.size()) - 3; at > (count < 0 ? 1 : 0); at -= 3)
+    digits.insert(static_cast<size_t>(at), ",");
+  return digits;
+}
+
+ProgressBar::ProgressBar(std::string label, int64_t total, Unit unit)
+    : label_(std::move(label)),
+      total_(total),
+      unit_(unit),
+      terminal_(::isatty(STDERR_FILENO) == 1),
+      start_(Clock::now()),
+      last_(start_) {}
+
+double ProgressBar::seconds() const {
+  return std::chrono::duration<double>(Clock::now() - start_).count();
+}
+
+std::string ProgressBar::line(int64_t done, double seconds) const {
+  const double speed = seconds > 0 ? static_cast<double>(done) / seconds : 0;
+  const auto amount = [&](double value) {
+    return unit_ == Unit::bytes ? format_bytes(value) : format_count(static_cast<int64_t>(value));
+  };
+  std::string text = label_ + "  ";
+  if (total_ > 0) {
+    const double share = std::clamp(static_cast<double>(done) / static_cast<double>(total_), 0.0, 1.0);
+    const int full = static_cast<int>(share * kBarWidth);
+    if (terminal_) text += fmt::format("[{:#<{}}{:.<{}}] ", "", full, "", kBarWidth - full);
+    text += fmt::format("{:3.0f}%  {} of {}", 100 * share, amount(static_cast<double>(done)),
+                        amount(static_cast<double>(total_)));
+  } else {
+    text += amount(static_cast<double>(done));
+  }
+  text += fmt::format("  {}/s", amount(speed));
+  if (total_ > done && speed > 0)
+    text += fmt::format("  {} left", format_seconds(static_cast<double>(total_ - done) / speed));
+  return text;
+}
+
+void ProgressBar::update(int64_t done) {
+  const auto now = Clock::now();
+  const double since = std::chrono::duration<double>(now - last_).count();
+  if (since < (terminal_ ? kRedrawSeconds : kPlainSeconds)) return;
+  last_ = now;
+  // \033[K clears what a longer line left.
+  fmt::print(stderr, "{}{}{}", terminal_ ? "\r" : "", line(done, seconds()), terminal_ ? "\033[K" : "\n");
+  std::fflush(stderr);
+  drawn_ = terminal_;
+}
+
+void ProgressBar::finish() {
+  if (drawn_) fmt::print(stderr, "\r\033[K");
+  drawn_ = false;
+}
+
+}  // namespace transxssm

@@ -1,0 +1,105 @@
+// Decoding equals training: prefill and token by token give the logits of the full forward at each position.
+#include "model/decoding.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "model/training.h"
+#include "parallel/local.h"
+#include "runtime/rng.h"
+
+namespace transxssm {
+namespace {
+
+constexpr int64_t kTokens = 45;  // no multiple of the chunk
+
+struct Model {
+  ModelConfig config = model_config_from_text(
+      "vocab_size: 131 d_model: 64 num_layers: 4 num_heads: 4 num_kv_heads: 2 num_groups: 2 d_ff: 112 "
+      "d_state: 16 "
+      "chunk: 16 attn_period: 2 attn_offset: 1 d_skip: true initializer_range: 0.2");
+  std::unique_ptr<Communicator> alone = single_rank();
+  Network network{config, Shard::of(config, 1, 0), StageCut{.num_layers = 4}, *alone, kTokens};
+  Stream stream{1};
+  std::vector<int32_t> ids;
+
+  Model() {
+    network.parameters().allocate(true);
+    network.parameters().initialise(stream, 3, config.initializer_range);
+    const Rng rng(1, "ids");
+    for (uint64_t t = 0; t < kTokens; ++t) ids.push_back(static_cast<int32_t>(rng.below(t, 131)));
+  }
+
+  // Logits after each token, from calls of the given lengths.
+  std::vector<std::vector<float>> decode(const std::vector<int64_t>& lengths) {
+    DecodingWork work(stream, network, 1);
+    std::vector<std::vector<float>> logits;
+    int64_t done = 0;
+    for (int64_t n : lengths) {
+      work.begin(Tensor(ids.data() + done, DType::i32, {1, n}));
+      work.forward(0, 0, {}, {});
+      done += n;
+      const float* row = work.logits().data<float>();
+      logits.emplace_back(row, row + config.vocab_size);
+    }
+    return logits;
+  }
+};
+
+double worst(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference = std::max(difference, std::abs(static_cast<double>(a[i]) - b[i]));
+    largest = std::max(largest, std::abs(static_cast<double>(b[i])));
+  }
+  return difference / largest;
+}
+
+TEST(Decoding, OneByOneEqualsPrefillOfEveryLength) {
+  Model model;
+  const auto single = model.decode(std::vector<int64_t>(kTokens, 1));
+  for (int64_t n : {1, 2, 15, 16, 17, 31, 32, 33, 45}) {
+    const auto prefill = model.decode({n});
+    EXPECT_LT(worst(single[static_cast<size_t>(n - 1)], prefill.front()), 2e-5) << n;
+  }
+}
+
+TEST(Decoding, AnyCutOfTheRowGivesTheSameLogits) {
+  Model model;
+  const auto whole = model.decode({45});
+  for (const std::vector<int64_t>& cut : {std::vector<int64_t>{16, 29}, {7, 38}, {20, 1, 1, 23}, {44, 1}})
+    EXPECT_LT(worst(model.decode(cut).back(), whole.back()), 2e-5);
+}
+
+// The loss of the training forward, token by token, from the decoder's logits.
+TEST(Decoding, EqualsTheTrainingForward) {
+  Model model;
+  Carver count;
+  Batch::carve(count, 1, kTokens - 1);
+  Arena arena(count.used());
+  Carver carver = arena.carver();
+  Batch batch = Batch::carve(carver, 1, kTokens - 1);
+  for (int64_t t = 0; t + 1 < kTokens; ++t) {
+    batch.input.at<int32_t>({0, t}) = model.ids[static_cast<size_t>(t)];
+    batch.target.at<int32_t>({0, t}) = model.ids[static_cast<size_t>(t + 1)];
+    batch.position.at<int32_t>({0, t}) = static_cast<int32_t>(t);
+  }
+  const auto logits = model.decode(std::vector<int64_t>(kTokens - 1, 1));
+  TrainingWork work(model.stream, model.network, 1, kTokens - 1, 1);
+  for (int64_t t = 0; t + 1 < kTokens; ++t) {
+    zero(batch.valid);
+    batch.valid.at<uint8_t>({0, t}) = 1;
+    work.begin_evaluation({&batch, 1});
+    work.forward(0, 0, {}, {});
+    double sum = 0;
+    const auto& row = logits[static_cast<size_t>(t)];
+    for (float l : row) sum += std::exp(static_cast<double>(l));
+    const double expected = std::log(sum) - row[static_cast<size_t>(model.ids[static_cast<size_t>(t + 1)])];
+    EXPECT_NEAR(work.loss_sum(), expected, 1e-4 * std::abs(expected)) << t;
+  }
+}
+
+}  // namespace
+}  // namespace transxssm
