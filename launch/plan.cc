@@ -12,7 +12,7 @@
 namespace transxssm {
 namespace {
 
-RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int stage, int tp_rank,
+RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int tp_rank,
                        const PipelineBuffers& buffers) {
   const auto alone = single_rank();  // only declares: nothing is sent
   const ModelConfig model = model_config(config);
@@ -20,17 +20,14 @@ RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int stage
   const Network network(model, Shard::of(model, config.parallel().tp(), tp_rank), cut, *alone, tokens);
   const ActivationBytes activations = TrainingWork::activation_bytes(network, rows, tokens);
   const int64_t weights = network.parameters().num_elements() * dtype_bytes(DType::f32);
-  const int64_t boundary = rows * tokens * model.d_model * dtype_bytes(DType::f32);
-  const bool ends = stage > 0 || !cut.has_head;
   Carver batch;
   Batch::carve(batch, num_microbatches(config) * rows, tokens);
-  return {
-      .weights = weights,
-      .gradients = weights,
-      .optimizer = 2 * weights,
-      .activations = buffers.num_slots * activations.slot + activations.pending,
-      .buffers = (ends ? (buffers.receive + buffers.send_forward + buffers.send_backward) * boundary : 0) +
-                 batch.used() + network.table_bytes()};
+  return {.weights = weights,
+          .gradients = weights,
+          .optimizer = 2 * weights,
+          .activations = buffers.num_slots * activations.slot + activations.pending,
+          .buffers = buffers.bytes({rows, tokens, model.d_model}, DType::f32) + batch.used() +
+                     network.table_bytes()};
 }
 
 }  // namespace
@@ -63,7 +60,7 @@ Plan make_plan(const TrainConfig& config) {
         .cut = cut, .pattern = layer_pattern(model, cut), .cost = stage_cost_fraction(model, cut, tokens)};
     const PipelineBuffers buffers = pipeline_buffers(lowered, stage);
     for (int tp_rank = 0; tp_rank < plan.mesh.tp; ++tp_rank) {
-      const RankMemory memory = rank_memory(config, cut, stage, tp_rank, buffers);
+      const RankMemory memory = rank_memory(config, cut, tp_rank, buffers);
       if (memory.total() > s.memory.total()) s.memory = memory;
     }
     costs.stages.push_back({s.cost, s.cost, s.cost});
