@@ -29,6 +29,8 @@ struct Progress {
 void open_progress(const std::string& directory, int rank, int size);
 // Notes what this rank does next; cheap. Does nothing before open_progress.
 void publish_progress(int64_t step, std::string_view action);
+// After a wait that ended in an error: the record shows that wait again.
+void publish_failed_wait();
 
 // The records of `size` ranks; those that cannot be read are left out.
 std::vector<Progress> read_progress(const std::string& directory, int size);

@@ -1,0 +1,65 @@
+// The program `transxssm`: the table of its commands.
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "launch/command.h"
+#include "launch/commands/checkpoint.h"
+#include "launch/commands/data.h"
+#include "launch/commands/generate.h"
+#include "launch/commands/train.h"
+#include "launch/version.h"
+#include "launch/worker.h"
+#include "runtime/error.h"
+
+namespace transxssm {
+namespace {
+
+Program program() {
+  Program p;
+  p.name = "transxssm";
+  p.summary = "Distributed pretraining of TransXSSM, a hybrid of state-space and attention layers.";
+  p.version = version_text();
+  const auto add = [&p](const std::vector<Command>& commands) {
+    p.commands.insert(p.commands.end(), commands.begin(), commands.end());
+  };
+  add(data_commands());
+  add({train_command()});
+  add(checkpoint_commands());
+  add({generate_command()});
+  for (Command& command : p.commands) {
+    if (command.parallel) continue;
+    // Several processes doing the work of one would overwrite each other's files.
+    command.run = [path = command.path, run = command.run](const Arguments& arguments) {
+      if (const int size = launched_rank(std::getenv).size; size > 1)
+        throw UsageError("{} runs as one process, but the launcher started {}; run it without mpirun or srun",
+                         path, size);
+      return run(arguments);
+    };
+  }
+  return p;
+}
+
+// Mistakes on the command line are the same on every rank: one of them speaks.
+int fail(ExitCode code, const char* message) {
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (rank == nullptr) rank = std::getenv("SLURM_PROCID");
+  if (rank == nullptr || std::atoi(rank) == 0) std::fprintf(stderr, "transxssm: error: %s\n", message);
+  return static_cast<int>(code);
+}
+
+}  // namespace
+}  // namespace transxssm
+
+int main(int argc, char** argv) {
+  using namespace transxssm;
+  try {
+    return run_program(program(), std::vector<std::string>(argv + 1, argv + argc));
+  } catch (const Error& error) {
+    return fail(error.code(), error.what());
+  } catch (const std::exception& error) {
+    return fail(ExitCode::internal, error.what());
+  }
+}

@@ -1,0 +1,200 @@
+#include "launch/worker.h"
+
+#include <fmt/format.h>
+#include <mpi.h>
+#include <omp.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <new>
+#include <set>
+#include <thread>
+
+#include "parallel/local.h"
+#include "parallel/mpi_communicator.h"
+#include "runtime/error.h"
+#include "runtime/log.h"
+
+namespace transxssm {
+namespace {
+
+std::vector<int> cores_in(const cpu_set_t& set) {
+  std::vector<int> cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  return cores;
+}
+
+// Cores' worth of time the control group of a container grants to all its processes; 0: no limit.
+int granted_cores() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  double quota = 0, period = 0;
+  return file >> quota >> period && period > 0 ? std::max(1, static_cast<int>(quota / period)) : 0;
+}
+
+int number_or(const char* text, int otherwise) {
+  return text != nullptr && *text != '\0' ? std::atoi(text) : otherwise;
+}
+
+struct Failure {
+  ExitCode code;
+  std::string message;
+};
+
+// The exception in flight.
+Failure current_failure() {
+  try {
+    throw;
+  } catch (const Error& error) {
+    return {error.code(), error.what()};
+  } catch (const std::bad_alloc&) {
+    return {ExitCode::device, "out of memory; use a smaller parallel.microbatch_size or more ranks"};
+  } catch (const std::exception& error) {
+    return {ExitCode::internal, error.what()};
+  } catch (...) {
+    return {ExitCode::internal, "an exception of unknown type"};
+  }
+}
+
+// Prints the failure and ends the job. Ranks that fail together would all print: rank 0 speaks at once and
+// its abort ends the others while they wait their turn; where rank 0 is well, the lowest rank that failed
+// speaks.
+int end_job(const Failure& failure, int rank, int size, const std::string& host) {
+  const int code = static_cast<int>(failure.code);
+  for (int signal : {SIGINT, SIGTERM})
+    std::signal(signal, SIG_DFL);  // the abort of another rank ends this one
+  if (failure.code == ExitCode::communication) publish_failed_wait();
+  if (rank > 0) std::this_thread::sleep_for(std::chrono::milliseconds(std::min(500 + 250 * rank, 3000)));
+  if (failure.code == ExitCode::communication) {
+    const std::string table = progress_table();
+    if (!table.empty()) log_error("{}", table);
+  }
+  const std::string who = failure.code == ExitCode::usage || size == 1 || rank > 0 ? "" : "rank 0: ";
+  log_error("{}{} ({}exit code {})", who, failure.message, size > 1 ? "on " + host + ", " : "", code);
+  if (size > 1) MPI_Abort(MPI_COMM_WORLD, code);
+  return code;
+}
+
+}  // namespace
+
+LaunchedRank launched_rank(const Environment& environment) {
+  const int open_mpi_size = number_or(environment("OMPI_COMM_WORLD_SIZE"), 0);
+  if (open_mpi_size > 0) return {open_mpi_size, number_or(environment("OMPI_COMM_WORLD_RANK"), 0), true};
+  const int tasks = number_or(environment("SLURM_STEP_NUM_TASKS"), 1);
+  if (environment("PMIX_RANK") != nullptr || environment("PMIX_NAMESPACE") != nullptr)
+    return {tasks, number_or(environment("PMIX_RANK"), 0), true};
+  if (tasks > 1)
+    throw UsageError("srun started {} tasks without PMIx, so that they cannot meet; use srun --mpi=pmix",
+                     tasks);
+  return {};
+}
+
+int local_rank_from(const Environment& environment) {
+  for (const char* name :
+       {"OMPI_COMM_WORLD_LOCAL_RANK", "PMIX_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
+    if (environment(name) != nullptr) return number_or(environment(name), 0);
+  return -1;
+}
+
+std::vector<int> core_share(const std::vector<std::vector<int>>& allowed, int local_rank) {
+  const size_t ranks = allowed.size();
+  const auto rank = static_cast<size_t>(local_rank);
+  const std::vector<int>& own = allowed[rank];
+  std::set<int> all;
+  size_t sum = 0;
+  for (const std::vector<int>& cores : allowed) {
+    all.insert(cores.begin(), cores.end());
+    sum += cores.size();
+  }
+  if (all.size() == sum) return own;  // bound to separate cores
+  const size_t share = std::max<size_t>(1, all.size() / ranks);
+  if (own.size() < all.size())  // bound to sets that overlap: no slice of one belongs to this rank alone
+    return std::vector<int>(own.begin(),
+                            own.begin() + static_cast<std::ptrdiff_t>(std::min(share, own.size())));
+  if (own.size() < ranks) return {own[rank % own.size()]};
+  const auto at = [&](size_t r) { return own.begin() + static_cast<std::ptrdiff_t>(own.size() * r / ranks); };
+  return std::vector<int>(at(rank), at(rank + 1));
+}
+
+Worker::Worker() {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  host_ = name;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_SET(0, &set);
+
+  std::vector<std::vector<int>> allowed{cores_in(set)};
+  int host_rank = 0;
+  mpi_ = launched_rank(std::getenv).mpi;
+  if (mpi_) {
+    int level = 0;
+    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &level);
+    if (level < MPI_THREAD_FUNNELED)
+      throw UsageError("MPI offers no MPI_THREAD_FUNNELED; build it with support for threads");
+    MPI_Comm host;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+    MPI_Comm_rank(host, &host_rank);
+    MPI_Comm_size(host, &num_local_ranks_);
+    std::vector<cpu_set_t> sets(static_cast<size_t>(num_local_ranks_));
+    MPI_Allgather(&set, sizeof set, MPI_BYTE, sets.data(), sizeof set, MPI_BYTE, host);
+    MPI_Comm_free(&host);
+    allowed.clear();
+    for (const cpu_set_t& other : sets) allowed.push_back(cores_in(other));
+    world_ = mpi_world();
+  } else {
+    world_ = single_rank();
+  }
+  const int told = local_rank_from(std::getenv);
+  local_rank_ = mpi_ && told >= 0 ? told : host_rank;
+  cores_ = core_share(allowed, host_rank);
+  std::set<int> all;
+  for (const std::vector<int>& cores : allowed) all.insert(cores.begin(), cores.end());
+  cores_shared_ = all.size() < allowed.size();
+  set_log_rank(rank());
+}
+
+Worker::~Worker() {
+  world_.reset();
+  if (mpi_) MPI_Finalize();
+}
+
+int Worker::take_threads(int requested, bool pin) {
+  if (pin && !cores_shared_) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (int core : cores_) CPU_SET(static_cast<size_t>(core), &set);
+    if (sched_setaffinity(0, sizeof set, &set) != 0)
+      log_warning("the threads cannot be tied to their {} cores; going on without", cores_.size());
+  }
+  int threads = requested > 0 ? requested : static_cast<int>(cores_.size());
+  if (const int granted = granted_cores(); requested == 0 && granted > 0)
+    threads = std::min(threads, std::max(1, granted / num_local_ranks_));
+  omp_set_num_threads(threads);
+  return threads;
+}
+
+int run_worker(const std::function<int(Worker&)>& body) {
+  std::unique_ptr<Worker> worker;
+  try {
+    worker = std::make_unique<Worker>();
+    install_signal_handlers();
+    return body(*worker);
+  } catch (...) {
+    const Failure failure = current_failure();
+    if (!worker) {  // no MPI to end the others with: rank 0 speaks for all
+      const int rank =
+          number_or(std::getenv("OMPI_COMM_WORLD_RANK"), number_or(std::getenv("SLURM_PROCID"), 0));
+      return rank > 0 ? static_cast<int>(failure.code) : end_job(failure, 0, 1, "");
+    }
+    return end_job(failure, worker->rank(), worker->size(), worker->host());
+  }
+}
+
+}  // namespace transxssm
