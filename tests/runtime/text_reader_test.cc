@@ -110,18 +110,33 @@ TEST(TextReader, OneDocumentAFile) {
 
 TEST(TextReader, SplitsAtSeparators) {
   const TemporaryDirectory directory;
-  std::string text;
-  std::vector<std::string> expected;
-  for (uint32_t i = 0; i < 300; ++i) {
-    expected.push_back(mixed_text(1 + i * 7 % 900, i));
-    text += expected.back() + "\n%%%\n";
-    if (i % 10 == 0) text += "\n%%%\n";  // an empty document
+  // The second one has good places for a cut inside.
+  for (const std::string separator : {"\n%%%\n", " end of document "}) {
+    std::string text;
+    std::vector<std::string> expected;
+    for (uint32_t i = 0; i < 300; ++i) {
+      expected.push_back(mixed_text(1 + i * 7 % 900, i));
+      text += expected.back() + separator;
+      if (i % 10 == 0) text += separator;  // an empty document
+    }
+    const std::string path = directory.write("a", text);
+    // Pieces of all sizes put the separators at every place of a piece.
+    for (const int64_t piece : {16, 17, 33, 64, 100, 1000, 1 << 20})
+      EXPECT_EQ(read_all({.inputs = {path}, .separator = separator, .piece_bytes = piece}), expected)
+          << piece;
   }
-  const std::string path = directory.write("a", text);
-  // Pieces of all sizes put the separators, whose first byte is a good place for a cut, at every place of a
-  // piece.
-  for (const int64_t piece : {16, 17, 33, 64, 100, 1000, 1 << 20})
-    EXPECT_EQ(read_all({.inputs = {path}, .separator = "\n%%%\n", .piece_bytes = piece}), expected) << piece;
+}
+
+TEST(TextReader, FindsASeparatorAcrossTheEndOfWhatIsRead) {
+  // Files are read 256 KiB at a time; the only place for a cut in the first of them is inside the separator.
+  const TemporaryDirectory directory;
+  const std::string separator = "end of document";
+  for (size_t held = 0; held <= separator.size(); ++held) {
+    const std::string first((1 << 18) - held, 'x');
+    const std::string path = directory.write("a", first + separator + "y");
+    EXPECT_EQ(read_all({.inputs = {path}, .separator = separator, .piece_bytes = 1 << 18}),
+              (std::vector<std::string>{first, "y"}));
+  }
 }
 
 TEST(TextReader, CutsLeavePiecesOfThePreTokenizersWhole) {
