@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
   cat <<'EOF'
 Usage: launch/install-deps.sh [--quickstart] [--interop] [--print]
-  --quickstart  also the text that launch/quickstart.sh trains on
+  --quickstart  also the text that launch/quickstart.sh trains on, and not what only the format check needs
   --interop     also what tests/run.sh --interop needs
   --print       lists the packages and installs nothing
 EOF
@@ -21,19 +21,21 @@ packages=(
   zlib1g-dev libzstd-dev                                    # compressed text
   libspdlog-dev libfmt-dev                                  # log
   libboost-dev                                              # header-only parts, as oracles in tests
-  libgtest-dev libgmock-dev libbenchmark-dev clang-format   # tests, benchmarks, format check
+  libgtest-dev libgmock-dev libbenchmark-dev                # tests, benchmarks
 )
+format_check=(clang-format)
 
 print=false
 for argument in "$@"; do
   case $argument in
-    --quickstart) packages+=(dict-gcide) ;;
+    --quickstart) packages+=(dict-gcide) format_check=() ;;
     --interop) packages+=(python3-venv) ;;
     --print) print=true ;;
     --help | -h) usage; exit 0 ;;
     *) echo "install-deps.sh: unknown option $argument" >&2; usage >&2; exit 2 ;;
   esac
 done
+packages+=(${format_check[@]+"${format_check[@]}"})
 if $print; then
   printf '%s\n' "${packages[@]}"
   exit 0
