@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/address.h"
 #include "kernels/cpu/block_gemm.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/ssd_scan.h"
@@ -48,15 +49,6 @@ struct ScanSizes {
   int64_t longest;  // tokens of the longest chunk
   int64_t padded;   // the same, rounded up: leading dimension of score matrices
 };
-
-// Element (i, j, k, ..) of a tensor.
-template <class T, class... Index>
-HWY_INLINE T* address(const Tensor& tensor, Index... index) {
-  int dim = 0;
-  int64_t offset = 0;
-  ((offset += index * tensor.stride(dim++)), ...);
-  return static_cast<T*>(tensor.raw()) + offset;
-}
 
 // first[i]: the last document start at or before token i of the chunk, -1 where there is none. Tokens with
 // one `first` see each other; those with -1 see the state that enters.

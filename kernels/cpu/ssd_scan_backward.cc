@@ -19,8 +19,8 @@ namespace transxssm::cpu::HWY_NAMESPACE {
 
 // Memory of one thread.
 template <class T>
-struct BackwardBuffers {
-  BackwardBuffers(Carver& carver, const ScanSizes& z) {
+struct ScanBackwardBuffers {
+  ScanBackwardBuffers(Carver& carver, const ScanSizes& z) {
     const auto take = [&](int64_t m, int64_t n) {
       return carver.take(DTypeOf<T>::value, {m, n}).template data<T>();
     };
@@ -73,7 +73,7 @@ struct HeadPartials {
 // first, and its decays.
 template <class T>
 void backward_states(const SsdBackward& args, const ScanSizes& z, const Tensor& d_states, T* decays,
-                     const BackwardBuffers<T>& buffer, int64_t row, int64_t head) {
+                     const ScanBackwardBuffers<T>& buffer, int64_t row, int64_t head) {
   const SsdInput& in = args.in;
   const int64_t group = head / z.heads_per_group(), size = z.head_dim * z.state_dim;
   T* d_state = address<T>(d_states, row, z.chunks - 1, head);
@@ -106,7 +106,7 @@ void backward_states(const SsdBackward& args, const ScanSizes& z, const Tensor& 
 // Gradients through the states that enter and leave: sets dx, adds to dc, db (sets them for the first head of
 // a group) and dg.
 template <class T>
-void backward_through_states(const ScanSizes& z, const Decay<T>& decay, const BackwardBuffers<T>& buffer,
+void backward_through_states(const ScanSizes& z, const Decay<T>& decay, const ScanBackwardBuffers<T>& buffer,
                              int64_t q, const T* state, const T* d_state, bool first_head) {
   const int64_t n = z.state_dim, p = z.head_dim;
   const auto add = [&](T weight, const T* HWY_RESTRICT from, T* HWY_RESTRICT to) {
@@ -148,7 +148,7 @@ void backward_through_states(const ScanSizes& z, const Decay<T>& decay, const Ba
 
 // Gradients through the scores of tokens [strip, end) of one chunk: adds to dx, dc, db and dg.
 template <class T>
-void backward_through_scores(const ScanSizes& z, const Decay<T>& decay, const BackwardBuffers<T>& buffer,
+void backward_through_scores(const ScanSizes& z, const Decay<T>& decay, const ScanBackwardBuffers<T>& buffer,
                              int64_t strip, int64_t end) {
   const int64_t n = z.state_dim, p = z.head_dim, ld = z.padded;
   lower_scores(strip, end, p, buffer.dy + strip * p, buffer.x_transposed, ld, buffer.d_scores);
@@ -183,7 +183,7 @@ void backward_through_scores(const ScanSizes& z, const Decay<T>& decay, const Ba
 // From the gradient of dt X and of g to those of x, u and the parameters of the head.
 template <class T>
 HeadPartials backward_finish(const SsdBackward& args, const ScanSizes& z, const Decay<T>& decay,
-                             const BackwardBuffers<T>& buffer, int64_t row, int64_t c, int64_t head) {
+                             const ScanBackwardBuffers<T>& buffer, int64_t row, int64_t c, int64_t head) {
   const SsdInput& in = args.in;
   const int64_t q = z.length(c), begin = c * z.chunk, p = z.head_dim;
   const T skip = in.d_skip ? *address<T>(in.d_skip, head) : T(0), bias = *address<T>(in.dt_bias, head);
@@ -223,7 +223,7 @@ HeadPartials backward_finish(const SsdBackward& args, const ScanSizes& z, const 
 // Gradients of the heads of one group in one chunk; those of b and c are summed in the order of the heads.
 template <class T>
 void backward_chunk(const SsdBackward& args, const ScanSizes& z, const Tensor& d_states, T* decays,
-                    HeadPartials* partials, const BackwardBuffers<T>& buffer, int64_t row, int64_t c,
+                    HeadPartials* partials, const ScanBackwardBuffers<T>& buffer, int64_t row, int64_t c,
                     int64_t group) {
   const SsdInput& in = args.in;
   const int64_t q = z.length(c), begin = c * z.chunk, ld = z.padded, n = z.state_dim, p = z.head_dim;
@@ -261,7 +261,7 @@ void backward(Stream& stream, const SsdBackward& args) {
   const ScanSizes z(args.in);
   const int64_t heads = z.rows * z.heads, chunks = z.rows * z.chunks;
   Carver counter;
-  BackwardBuffers<T>(counter, z);
+  ScanBackwardBuffers<T>(counter, z);
   const int64_t thread_bytes = counter.used();
   Tensor decays, d_states, partials, threads;
   const auto layout = [&](Carver& carver) {
@@ -277,7 +277,7 @@ void backward(Stream& stream, const SsdBackward& args) {
   layout(carver);
   const auto buffers = [&](int thread) {
     Carver own(static_cast<std::byte*>(threads.raw()) + thread * thread_bytes, thread_bytes);
-    return BackwardBuffers<T>(own, z);
+    return ScanBackwardBuffers<T>(own, z);
   };
   HeadPartials* sums = static_cast<HeadPartials*>(partials.raw());
   parallel_items(stream, heads, [&](int64_t i, int thread) {

@@ -14,8 +14,8 @@ namespace transxssm::cpu::HWY_NAMESPACE {
 
 // Memory of one thread.
 template <class T>
-struct ForwardBuffers {
-  ForwardBuffers(Carver& carver, const ScanSizes& z) {
+struct ScanForwardBuffers {
+  ScanForwardBuffers(Carver& carver, const ScanSizes& z) {
     const auto take = [&](int64_t m, int64_t n) {
       return carver.take(DTypeOf<T>::value, {m, n}).template data<T>();
     };
@@ -41,7 +41,7 @@ struct ForwardBuffers {
 // States that enter the chunks of one head, in order, and its decays.
 template <class T>
 void forward_states(const SsdForward& args, const ScanSizes& z, const Tensor& chunk_states, T* decays,
-                    const ForwardBuffers<T>& buffer, int64_t row, int64_t head) {
+                    const ScanForwardBuffers<T>& buffer, int64_t row, int64_t head) {
   const SsdInput& in = args.in;
   const int64_t group = head / z.heads_per_group(), size = z.head_dim * z.state_dim;
   T* state = address<T>(chunk_states, row, int64_t{0}, head);
@@ -75,7 +75,7 @@ void forward_states(const SsdForward& args, const ScanSizes& z, const Tensor& ch
 // Outputs of the heads of one group in one chunk.
 template <class T>
 void forward_outputs(const SsdForward& args, const ScanSizes& z, const Tensor& chunk_states, T* decays,
-                     const ForwardBuffers<T>& buffer, int64_t row, int64_t c, int64_t group) {
+                     const ScanForwardBuffers<T>& buffer, int64_t row, int64_t c, int64_t group) {
   const SsdInput& in = args.in;
   const int64_t q = z.length(c), begin = c * z.chunk, ld = z.padded, n = z.state_dim, p = z.head_dim;
   find_segments(in.start, row, begin, q, buffer.first);
@@ -158,7 +158,7 @@ void forward(Stream& stream, const SsdForward& args) {
   const ScanSizes z(args.in);
   const int64_t heads = z.rows * z.heads;
   Carver counter;
-  ForwardBuffers<T>(counter, z);
+  ScanForwardBuffers<T>(counter, z);
   const int64_t thread_bytes = counter.used();
   const bool keep_states = !args.chunk_states.empty();
   const Shape states_shape = {z.rows, z.chunks, z.heads, z.head_dim, z.state_dim};
@@ -175,7 +175,7 @@ void forward(Stream& stream, const SsdForward& args) {
   shared(carver, decays, states, threads);
   const auto buffers = [&](int thread) {
     Carver own(static_cast<std::byte*>(threads.raw()) + thread * thread_bytes, thread_bytes);
-    return ForwardBuffers<T>(own, z);
+    return ScanForwardBuffers<T>(own, z);
   };
   if (z.tokens == 1 && !keep_states) {
     parallel_items(stream, heads, [&](int64_t i, int thread) {
