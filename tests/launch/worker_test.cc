@@ -1,0 +1,189 @@
+#include "launch/worker.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <new>
+#include <stdexcept>
+
+#include "parallel/local.h"
+#include "runtime/error.h"
+
+namespace transxssm {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+Environment environment(std::map<std::string, const char*> values) {
+  return [values](const char* name) { return values.contains(name) ? values.at(name) : nullptr; };
+}
+
+TEST(Worker, OpenMpiNamesTheLocalRankBeforeSlurm) {
+  EXPECT_EQ(local_rank_from(environment({})), -1);
+  EXPECT_EQ(local_rank_from(environment({{"SLURM_LOCALID", "3"}})), 3);
+  EXPECT_EQ(local_rank_from(environment({{"SLURM_LOCALID", "0"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "2"}})), 2);
+}
+
+TEST(Worker, LaunchersAreRecognised) {
+  EXPECT_FALSE(launched_rank(environment({})).mpi);
+  EXPECT_EQ(launched_rank(environment({})).size, 1);
+  const LaunchedRank open_mpi =
+      launched_rank(environment({{"OMPI_COMM_WORLD_SIZE", "8"}, {"OMPI_COMM_WORLD_RANK", "5"}}));
+  EXPECT_TRUE(open_mpi.mpi);
+  EXPECT_EQ(open_mpi.size, 8);
+  EXPECT_EQ(open_mpi.rank, 5);
+  EXPECT_TRUE(launched_rank(environment({{"PMIX_RANK", "1"}, {"SLURM_STEP_NUM_TASKS", "2"}})).mpi);
+  EXPECT_FALSE(launched_rank(environment({{"SLURM_STEP_NUM_TASKS", "1"}})).mpi);  // a batch script
+  EXPECT_THROW(launched_rank(environment({{"SLURM_STEP_NUM_TASKS", "2"}})), UsageError);
+}
+
+TEST(Worker, CoresAreSharedEvenly) {
+  const std::vector<int> four{0, 1, 2, 3};
+  EXPECT_THAT(core_share({four}, 0), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(core_share({four, four}, 1), ElementsAre(2, 3));
+  EXPECT_THAT(core_share({four, four, four}, 0), ElementsAre(0));
+  EXPECT_THAT(core_share({four, four, four}, 2), ElementsAre(2, 3));
+  EXPECT_THAT(core_share({{4, 7}, {4, 7}, {4, 7}}, 2), ElementsAre(4));     // more ranks than cores
+  EXPECT_THAT(core_share({{0, 1}, {2, 3, 4}}, 1), ElementsAre(2, 3, 4));    // bound by the launcher
+  EXPECT_THAT(core_share({{0, 1, 2}, {2, 3}, {0, 3}}, 1), ElementsAre(2));  // bound to sets that overlap
+}
+
+TEST(Worker, OneRankWithoutALauncher) {
+  std::vector<int> seen;
+  const int code = run_worker([&](Worker& worker) {
+    seen = {worker.rank(), worker.size(), worker.local_rank(), worker.num_local_ranks()};
+    EXPECT_EQ(worker.take_threads(3, false), 3);
+    EXPECT_GE(worker.take_threads(0, false), 1);
+    return 75;
+  });
+  EXPECT_EQ(code, 75);
+  EXPECT_THAT(seen, ElementsAre(0, 1, 0, 1));
+}
+
+TEST(Worker, EveryExceptionHasItsExitCode) {
+  const auto code_of = [](const std::function<void()>& fail) {
+    ::testing::internal::CaptureStderr();
+    const int code = run_worker([&](Worker&) -> int {
+      fail();
+      return 0;
+    });
+    EXPECT_THAT(::testing::internal::GetCapturedStderr(),
+                HasSubstr("exit code " + std::to_string(code) + ")"));
+    return code;
+  };
+  EXPECT_EQ(code_of([] { throw NumericsError("loss is nan"); }), 6);
+  EXPECT_EQ(code_of([] { throw CommunicationError("rank 3 is lost"); }), 7);
+  EXPECT_EQ(code_of([] { throw UsageError("no"); }), 2);
+  EXPECT_EQ(code_of([] { throw std::bad_alloc(); }), 8);
+  EXPECT_EQ(code_of([] { throw std::logic_error("bug"); }), 1);
+  EXPECT_EQ(code_of([] { throw 3; }), 1);
+}
+
+TEST(Signals, EveryRankAgrees) {
+  install_signal_handlers();
+  std::atomic<int> agreed{0}, nothing{0};
+  run_as_ranks(3, [&](Communicator& world) {
+    if (agree_on_signal(world).request == StopRequest::none) ++nothing;
+    world.barrier();
+    if (world.rank() == 0) std::raise(SIGUSR2);
+    world.barrier();
+    const AgreedSignal save = agree_on_signal(world);  // one rank takes the note, all of them learn of it
+    if (save.request == StopRequest::save_and_go_on && save.signal == SIGUSR2) ++agreed;
+    if (agree_on_signal(world).request == StopRequest::none) ++nothing;  // and it is done with
+    if (world.rank() == 1) std::raise(SIGTERM);
+    world.barrier();
+    const AgreedSignal stop = agree_on_signal(world);
+    if (stop.request == StopRequest::save_and_exit && stop.signal == SIGTERM && stop.rank == 0) ++agreed;
+  });
+  EXPECT_EQ(agreed, 6);
+  EXPECT_EQ(nothing, 6);
+  EXPECT_EQ(pending_signal(), StopRequest::save_and_exit);
+  EXPECT_STREQ(signal_name(SIGUSR1), "SIGUSR1");
+  install_signal_handlers();
+  EXPECT_EQ(pending_signal(), StopRequest::none);
+}
+
+TEST(SignalsDeathTest, TheSecondSignalExitsAtOnce) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        install_signal_handlers();
+        std::raise(SIGUSR1);
+        std::raise(SIGUSR2);  // asks for no exit
+        std::raise(SIGINT);
+      },
+      ::testing::ExitedWithCode(128 + SIGINT), "");
+}
+
+Progress progress(int rank, int64_t step, int peer) {
+  Progress p;
+  p.rank = rank;
+  p.host = "h";
+  p.pid = 100 + rank;
+  p.step = step;
+  p.action = "train";
+  p.waiting = peer >= 0;
+  p.operation = p.waiting ? "all_reduce dp #4" : "";
+  p.peer = peer;
+  return p;
+}
+
+TEST(Progress, TheVerdictNamesTheRankThatOthersWaitFor) {
+  const std::string chain = progress_table({progress(0, 7, 2), progress(1, 7, 0), progress(2, 7, -1)});
+  EXPECT_THAT(chain, HasSubstr("verdict: rank 2 (h, pid 102) is behind: step 7, train"));
+  EXPECT_THAT(chain, HasSubstr("waits for rank 2 in all_reduce dp #4"));
+  EXPECT_THAT(progress_table({progress(0, 7, 1), progress(1, 7, 0)}),
+              HasSubstr("verdict: ranks wait for one another: 0 -> 1 -> 0"));
+  EXPECT_THAT(progress_table({progress(0, 8, -1), progress(1, 7, -1)}), HasSubstr("verdict: rank 1 "));
+  EXPECT_THAT(progress_table({progress(0, 8, 5)}), HasSubstr("verdict: rank 5 left no record"));
+  Progress stopped = progress(1, 9, 0);
+  stopped.state = "stopped";
+  EXPECT_THAT(progress_table({progress(0, 8, 1), stopped}),
+              HasSubstr("verdict: rank 1 (h, pid 101) is stopped"));
+}
+
+TEST(Progress, RecordsAreReadFromFiles) {
+  EXPECT_EQ(progress_table(), "");
+  publish_progress(1, "before open");  // nothing to write to
+  const std::string directory = ::testing::TempDir() + "/progress_test_" + std::to_string(getpid());
+  EXPECT_THROW(open_progress(directory + "/missing", 0, 1), UsageError);
+  std::filesystem::create_directories(directory);
+  open_progress(directory, 1, 2);
+  publish_progress(
+      41, "train 1F3 and a name that is longer than the field of the record, which is cut to its size");
+  const std::vector<Progress> records = read_progress(directory, 2);
+  ASSERT_EQ(records.size(), 1u);
+  EXPECT_EQ(records[0].rank, 1);
+  EXPECT_EQ(records[0].step, 41);
+  EXPECT_EQ(records[0].pid, getpid());
+  EXPECT_EQ(records[0].action.size(), 63u);
+  EXPECT_EQ(records[0].state, "");
+  EXPECT_FALSE(records[0].waiting);
+  EXPECT_THAT(progress_table(), HasSubstr("rank 1 "));
+
+  // A rank that comes late is what the other waits for while it does.
+  run_as_ranks(2, [&](Communicator& world) {
+    if (world.rank() == 1) {
+      for (int i = 0; i < 500 && !read_progress(directory, 2)[0].waiting; ++i) usleep(10000);
+      const Progress p = read_progress(directory, 2)[0];
+      EXPECT_TRUE(p.waiting);
+      EXPECT_EQ(p.peer, 1);
+      EXPECT_THAT(p.operation, HasSubstr("world"));
+    }
+    world.barrier();
+  });
+  EXPECT_FALSE(read_progress(directory, 2)[0].waiting);
+  publish_failed_wait();
+  EXPECT_TRUE(read_progress(directory, 2)[0].waiting);
+  std::filesystem::remove_all(directory);
+}
+
+}  // namespace
+}  // namespace transxssm
