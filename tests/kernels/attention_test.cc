@@ -164,7 +164,7 @@ Results<T> evaluate(const Problem& problem, int threads = 1) {
 // small.
 template <class A, class B>
 double error(const std::vector<A>& got, const std::vector<B>& want) {
-  double difference = 0, scale = 0.1;
+  double difference = 0, scale = 0.5;
   for (size_t i = 0; i < want.size(); ++i) {
     const double e = std::abs(static_cast<double>(got[i]) - static_cast<double>(want[i]));
     if (!(e <= difference)) difference = e;  // keeps a NaN
