@@ -1,0 +1,144 @@
+#include "launch/commands/checkpoint.h"
+
+#include <fmt/chrono.h>
+
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+
+#include "checkpoint/checkpoint.h"
+#include "parallel/local.h"
+
+namespace transxssm {
+namespace {
+
+std::string human_bytes(int64_t bytes) {
+  const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  auto value = static_cast<double>(bytes);
+  size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < std::size(units); ++unit) value /= 1024;
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
+}
+
+std::string saved_at(const TrainState& state) {
+  return fmt::format("{:%Y-%m-%d %H:%M:%S} UTC",
+                     fmt::gmtime(static_cast<std::time_t>(state.wall_time_ns / 1'000'000'000)));
+}
+
+std::string mesh_text(const SavedMesh& mesh) {
+  return fmt::format("dp {} x tp {} x pp {} x cp {}", mesh.dp, mesh.tp, mesh.pp, mesh.cp);
+}
+
+// Where the step directories of a run or checkpoints directory are.
+std::string checkpoints_in(FileSystem& files, const std::string& directory) {
+  if (!files.is_directory(directory)) throw UsageError("{}: there is no such directory", directory);
+  const std::string inside = directory + "/checkpoints";
+  return files.is_directory(inside) ? inside : directory;
+}
+
+// The checkpoint that DIR is, or the newest of the run that it is.
+std::string one_checkpoint(const std::string& directory) {
+  const auto path = select_checkpoint(*single_rank(), posix_file_system(), directory, directory);
+  return path.value();
+}
+
+int list(const Arguments& arguments) {
+  FileSystem& files = posix_file_system();
+  const std::vector<CheckpointInfo> infos =
+      list_checkpoints(files, checkpoints_in(files, arguments.text("DIR")));
+  if (infos.empty()) fmt::print("no checkpoints in {}\n", arguments.text("DIR"));
+  for (const CheckpointInfo& info : infos) {
+    if (!info.valid) {
+      fmt::print("step {:>9}  {}  {}\n", info.step,
+                 info.committed ? "damaged: " : "not committed: ", info.reason);
+      continue;
+    }
+    const LoadedCheckpoint loaded = read_manifest(files, info.path);
+    fmt::print("step {:>9}  {:>10}  {}  loss {:.4f}  {} tokens  {}  {}\n", info.step,
+               human_bytes(loaded.bytes), saved_at(loaded.state), loaded.state.loss,
+               loaded.state.consumed_tokens, mesh_text(loaded.state.mesh), info.path);
+  }
+  return 0;
+}
+
+int inspect(const Arguments& arguments) {
+  const LoadedCheckpoint loaded = read_manifest(posix_file_system(), one_checkpoint(arguments.text("DIR")));
+  const TrainState& state = loaded.state;
+  int64_t parameters = 0;
+  for (const TensorInfo& tensor : loaded.tensors) {
+    if (tensor.kind == TensorKind::master && tensor.tied_to.empty())
+      parameters += tensor.global_shape.num_elements();
+  }
+  fmt::print("checkpoint        {}\nsaved             {}\nstep              {}\nsamples, tokens   {}, {}\n",
+             loaded.path, saved_at(state), state.step, state.consumed_samples, state.consumed_tokens);
+  fmt::print("seed              {}\nlearning rate     {}\nloss              {}\nmesh              {}\n",
+             state.seed, state.learning_rate, state.loss, mesh_text(state.mesh));
+  fmt::print("run               {}\ndata digest       {}\ntokenizer digest  {}\n", state.run_uuid,
+             state.data_digest, state.tokenizer_digest);
+  fmt::print("parameters        {}\ntensors, files    {}, {}\nsize              {} ({} bytes)\n", parameters,
+             loaded.tensors.size(), loaded.num_files, human_bytes(loaded.bytes), loaded.bytes);
+  if (arguments.flag("--tensors")) {
+    for (const TensorInfo& tensor : loaded.tensors) {
+      fmt::print("{:<10}  {:<4}  {:<20}  {}{}\n", tensor_kind_name(tensor.kind), dtype_name(tensor.dtype),
+                 tensor.global_shape.to_string(), tensor.name,
+                 tensor.tied_to.empty() ? "" : " = " + tensor.tied_to);
+    }
+  }
+  if (arguments.flag("--config")) fmt::print("{}", loaded.text.config_textproto);
+  return 0;
+}
+
+// False where the checkpoint is damaged.
+bool verify_one(const std::string& path) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<std::string> problems = verify_checkpoint(posix_file_system(), path);
+  if (!problems.empty()) {
+    fmt::print("{}: damaged\n", path);
+    for (const std::string& problem : problems) fmt::print("  {}\n", problem);
+    return false;
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const LoadedCheckpoint loaded = read_manifest(posix_file_system(), path);
+  fmt::print("{}: whole; {} files, {} bytes, {:.2f} GB/s\n", path, loaded.num_files, loaded.bytes,
+             static_cast<double>(loaded.bytes) / seconds.count() / 1e9);
+  return true;
+}
+
+int verify(const Arguments& arguments) {
+  FileSystem& files = posix_file_system();
+  const std::string directory = arguments.text("DIR");
+  std::vector<std::string> paths;
+  for (const CheckpointInfo& info : list_checkpoints(files, checkpoints_in(files, directory)))
+    paths.push_back(info.path);
+  if (paths.empty()) paths.push_back(directory);  // one checkpoint, or nothing that looks like one
+  bool whole = true;
+  for (const std::string& path : paths) whole = verify_one(path) && whole;
+  return static_cast<int>(whole ? ExitCode::ok : ExitCode::checkpoint);
+}
+
+}  // namespace
+
+std::vector<Command> checkpoint_commands() {
+  const Positional directory{"DIR", "a checkpoint (.../step-000001000), or a run's directory"};
+  return {
+      {.path = "checkpoint ls",
+       .summary = "Lists the checkpoints of a run, newest first",
+       .example = "transxssm checkpoint ls runs/tiny",
+       .positionals = {{"DIR", "a run's directory, or its checkpoints directory"}},
+       .run = list},
+      {.path = "checkpoint inspect",
+       .summary = "Shows what one checkpoint, or the newest of a run, holds",
+       .example = "transxssm checkpoint inspect runs/tiny --tensors",
+       .options = {{.name = "--tensors", .help = "also every tensor with its kind, dtype and shape"},
+                   {.name = "--config", .help = "also the configuration it was trained with"}},
+       .positionals = {directory},
+       .run = inspect},
+      {.path = "checkpoint verify",
+       .summary = "Reads every byte of one checkpoint, or of all of a run, and compares checksums",
+       .example = "transxssm checkpoint verify runs/tiny",
+       .positionals = {directory},
+       .run = verify},
+  };
+}
+
+}  // namespace transxssm
