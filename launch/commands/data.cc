@@ -126,7 +126,9 @@ int train_tokenizer(const Arguments& arguments) {
     reading.update(reader.bytes_read());
   }
   reading.finish();
-  if (trainer.num_bytes() == 0) throw DataError("The input has no text; nothing to train a tokenizer on.");
+  const int64_t text_bytes = trainer.num_bytes(),
+                distinct = trainer.num_distinct_pieces();  // train() uses them up
+  if (text_bytes == 0) throw DataError("The input has no text; nothing to train a tokenizer on.");
   report_reader(reader);
 
   ProgressBar merging("Merging pairs", options.vocab_size, ProgressBar::Unit::items);
@@ -134,8 +136,8 @@ int train_tokenizer(const Arguments& arguments) {
   merging.finish();
   write_file_atomically(files, output, tokenizer.to_json());
   fmt::print("{}: {} tokens, from {} of text in {} ({} distinct words)\n", output,
-             format_count(tokenizer.vocab_size()), format_bytes(static_cast<double>(trainer.num_bytes())),
-             format_seconds(reading.seconds()), format_count(trainer.num_distinct_pieces()));
+             format_count(tokenizer.vocab_size()), format_bytes(static_cast<double>(text_bytes)),
+             format_seconds(reading.seconds()), format_count(distinct));
   if (tokenizer.vocab_size() < options.vocab_size)
     log_warning("The text gives only {} of the {} tokens asked for: no pair of tokens is left.",
                 format_count(tokenizer.vocab_size()), format_count(options.vocab_size));
