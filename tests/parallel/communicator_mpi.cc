@@ -11,6 +11,7 @@
 
 #include "parallel/mpi_communicator.h"
 #include "tests/parallel/communicator_suite.h"
+#include "tests/parallel/toy_pipeline.h"
 
 namespace transxssm {
 namespace {
@@ -29,6 +30,16 @@ TEST_P(MpiConformance, Case) {
   }
 }
 
+TEST(MpiPipeline, EverySchedule) {
+  const auto world = mpi_world();
+  const int p = world->size();
+  Mesh mesh(*world, {p, 1, 1, 1});
+  for (const int m : {1, 3, 7}) {
+    check_pipeline(mesh, gpipe_schedule(p, m), {2, 3, 5}, 2);
+    check_pipeline(mesh, one_f_one_b_schedule(p, m), {1, 64, 128}, 2);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Mpi, MpiConformance,
                          testing::Range(0, static_cast<int>(communicator_cases().size())),
                          [](const auto& instance) {
@@ -41,13 +52,15 @@ INSTANTIATE_TEST_SUITE_P(Mpi, MpiConformance,
 int main(int argc, char** argv) {
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
-  testing::InitGoogleTest(&argc, argv);
   int rank = 0;
   int size = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
+  if (rank != 0) testing::GTEST_FLAG(brief) = true;  // failures only
+  testing::InitGoogleTest(&argc, argv);
   // Started without a launcher the program would pass while testing nothing.
-  int failed = size < 2 ? 1 : RUN_ALL_TESTS();
+  int failed = RUN_ALL_TESTS();
+  if (size < 2 || testing::UnitTest::GetInstance()->successful_test_count() == 0) failed = 1;
   int any_failed = 0;
   MPI_Allreduce(&failed, &any_failed, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
   if (rank == 0) std::printf("%s on %d MPI ranks\n", any_failed == 0 ? "passed" : "FAILED", size);

@@ -38,16 +38,27 @@ std::vector<T> elements(int rank, int64_t count) {
   return v;
 }
 
+// Element i of the reduction over n ranks.
 template <class T>
-std::vector<T> rank_ordered(int n, int64_t count, ReduceOp op) {
-  std::vector<T> sum = elements<T>(0, count);
+T rank_ordered(int n, int64_t i, ReduceOp op) {
+  T sum = element<T>(0, i);
   for (int r = 1; r < n; ++r) {
-    for (int64_t i = 0; i < count; ++i) {
-      T& s = sum[static_cast<size_t>(i)];
-      s = op == ReduceOp::sum ? s + element<T>(r, i) : std::max(s, element<T>(r, i));
-    }
+    sum = op == ReduceOp::sum ? sum + element<T>(r, i) : std::max(sum, element<T>(r, i));
   }
   return sum;
+}
+
+// Compares x, which begins at element `first` of the reduction: all of a short one, and of a long one a
+// sample, so that the check costs less than the work.
+template <class T>
+void expect_reduced(std::span<const T> x, int64_t first, int n, ReduceOp op) {
+  const int64_t count = static_cast<int64_t>(x.size());
+  const int64_t step = count <= 2000 ? 1 : 37;
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < count; i += step)
+    wrong += x[static_cast<size_t>(i)] != rank_ordered<T>(n, first + i, op);
+  if (count > 0) wrong += x.back() != rank_ordered<T>(n, first + count - 1, op);
+  EXPECT_EQ(wrong, 0) << "of " << count << " elements on " << n << " ranks";
 }
 
 template <class T>
@@ -62,16 +73,17 @@ void all_reduce_of(Communicator& world) {
     for (const int64_t count : sizes<T>(world.size())) {
       std::vector<T> x = elements<T>(world.rank(), count);
       world.all_reduce(view(x), op);
-      EXPECT_EQ(x, rank_ordered<T>(world.size(), count, op)) << count << " elements";
+      expect_reduced<T>(x, 0, world.size(), op);
     }
   }
   if (world.size() > 2) {  // the order is visible in these values
-    const int64_t count = 1001;
-    std::vector<T> backwards = elements<T>(world.size() - 1, count);
-    for (int r = world.size() - 2; r >= 0; --r) {
-      for (int64_t i = 0; i < count; ++i) backwards[static_cast<size_t>(i)] += element<T>(r, i);
+    int64_t differ = 0;
+    for (int64_t i = 0; i < 1000; ++i) {
+      T backwards = element<T>(world.size() - 1, i);
+      for (int r = world.size() - 2; r >= 0; --r) backwards += element<T>(r, i);
+      differ += backwards != rank_ordered<T>(world.size(), i, ReduceOp::sum);
     }
-    EXPECT_NE(backwards, rank_ordered<T>(world.size(), count, ReduceOp::sum));
+    EXPECT_GT(differ, 50);
   }
 }
 
@@ -94,17 +106,13 @@ void reduce_scatter_of(Communicator& world) {
   const int n = world.size();
   for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{333}, kChunkBytes / 4 + 5}) {
     std::vector<T> input = elements<T>(world.rank(), n * count);
-    const std::vector<T> sum = rank_ordered<T>(n, n * count, ReduceOp::sum);
-    const std::vector<T> expected(sum.begin() + world.rank() * count,
-                                  sum.begin() + (world.rank() + 1) * count);
     std::vector<T> output(static_cast<size_t>(count));
     world.reduce_scatter(view(input), view(output));
-    EXPECT_EQ(output, expected);
+    expect_reduced<T>(output, world.rank() * count, n, ReduceOp::sum);
     EXPECT_EQ(input, elements<T>(world.rank(), n * count));  // read only
     if (count == 0) continue;
     world.reduce_scatter(view(input), view(input).slice(0, world.rank() * count, count));
-    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), input.begin() + world.rank() * count))
-        << "in place";
+    EXPECT_TRUE(std::equal(output.begin(), output.end(), input.begin() + world.rank() * count)) << "in place";
   }
 }
 
@@ -116,7 +124,7 @@ void reduce_scatter(Communicator& world) {
 template <class T>
 void all_gather_of(Communicator& world) {
   const int n = world.size();
-  for (const int64_t count : {0, 1, 13, 100'001}) {
+  for (const int64_t count : {0, 1, 13, 20'001}) {
     const auto byte = [](int r, int64_t i) { return static_cast<uint8_t>(r * 31 + i * 7); };
     const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     std::vector<T> input(static_cast<size_t>(count));
