@@ -29,7 +29,7 @@ print=false
 for argument in "$@"; do
   case $argument in
     --quickstart) packages+=(dict-gcide) format_check=() ;;
-    --interop) packages+=(python3-venv) ;;
+    --interop) packages+=(python3-venv dict-gcide) ;;
     --print) print=true ;;
     --help | -h) usage; exit 0 ;;
     *) echo "install-deps.sh: unknown option $argument" >&2; usage >&2; exit 2 ;;

@@ -91,7 +91,7 @@ for label in "${selected[@]}"; do run_tests "$label" -L "^$label\$"; done
 [ ${#labels[@]} -gt 0 ] || run_tests other -LE '^(unit|mpi|slow)$'
 
 shopt -s nullglob
-scripts=("$root"/tests/interop/*_test.py)
+scripts=("$root"/tests/interop/*.py)
 if [ ${#labels[@]} = 0 ] && [ ${#scripts[@]} -gt 0 ]; then
   if $interop; then
     venv=$build/interop-venv
@@ -103,7 +103,9 @@ if [ ${#labels[@]} = 0 ] && [ ${#scripts[@]} -gt 0 ]; then
     fi
     for script in "${scripts[@]}"; do
       status=0
-      PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$script" "$build" || status=$?
+      tool=$build/$(basename "$script" .py)_tool  # the program that a script drives, if it has one
+      [ -x "$tool" ] || tool=$build
+      PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$script" "$tool" || status=$?
       case $status in
         0) passed=$((passed + 1)) word=passed ;;
         77) skipped=$((skipped + 1)) word=skipped ;;

@@ -94,7 +94,7 @@ class Watchdog : public testing::EmptyTestEventListener {
 }  // namespace
 
 std::chrono::seconds watchdog_limit() {
-  const char* text = std::getenv("TRANSXSSM_TEST_LIMIT_S");
+  const char* text = std::getenv("TEST_WATCHDOG_SECONDS");
   const long seconds = text ? std::strtol(text, nullptr, 10) : 0;
   return std::chrono::seconds(seconds > 0 ? seconds : 100);
 }

@@ -7,7 +7,7 @@
 
 namespace transxssm {
 
-// Seconds one test may take: the environment variable TRANSXSSM_TEST_LIMIT_S, or 100.
+// Seconds one test may take: the environment variable TEST_WATCHDOG_SECONDS, or 100.
 std::chrono::seconds watchdog_limit();
 
 // Notes what a rank (a thread or a process) is about to do, for the watchdog's report. Thread-safe and cheap
