@@ -44,6 +44,13 @@ struct ScanSizes {
         padded((longest + kTriangleBlock - 1) / kTriangleBlock * kTriangleBlock) {}
   int64_t length(int64_t c) const { return std::min(chunk, tokens - c * chunk); }  // tokens of chunk c
   int64_t heads_per_group() const { return heads / groups; }
+  // Where there are tasks enough for all threads, one thread takes a group through all chunks and finds a
+  // chunk's tokens in its cache again; else the states are formed first, then all chunks at once. Same bits
+  // either way.
+  bool by_group(const Stream& stream) const {
+    const int64_t tasks = rows * groups, threads = stream.num_threads();
+    return (tasks + threads - 1) / threads * threads * 7 <= tasks * 8;
+  }
 
   int64_t rows, tokens, heads, head_dim, state_dim, groups, chunk, chunks;
   int64_t longest;  // tokens of the longest chunk
@@ -65,8 +72,13 @@ inline void find_segments(const Tensor& start, int64_t row, int64_t begin, int64
 template <class T>
 struct Decay {
   static constexpr int64_t kArrays = 5;
-  Decay(T* base, int64_t padded)
-      : dt(base), high(dt + padded), low(high + padded), into(low + padded), out(into + padded) {}
+  // In `decays`, [rows, heads, chunks, kArrays, padded].
+  Decay(T* decays, const ScanSizes& z, int64_t row, int64_t head, int64_t c)
+      : dt(decays + ((row * z.heads + head) * z.chunks + c) * kArrays * z.padded),
+        high(dt + z.padded),
+        low(high + z.padded),
+        into(low + z.padded),
+        out(into + z.padded) {}
   T* dt;
   T* high;
   T* low;
@@ -109,7 +121,8 @@ void compute_decay(const SsdInput& in, const ScanSizes& sizes, int64_t row, int6
 // out = scale R(position) in, the other way round with sign -1; out may be in. Without tables R is the
 // identity.
 template <class T>
-void rotate(const SsdInput& in, int64_t position, T sign, T scale, int64_t size, const T* from, T* to) {
+HWY_INLINE void rotate(const SsdInput& in, int64_t position, T sign, T scale, int64_t size, const T* from,
+                       T* to) {
   if (!in.cos) {
     for (int64_t j = 0; j < size; ++j) to[j] = scale * from[j];
     return;
@@ -117,14 +130,13 @@ void rotate(const SsdInput& in, int64_t position, T sign, T scale, int64_t size,
   const T* cos = address<T>(in.cos, position);
   const T* sin = address<T>(in.sin, position);
   const int64_t half = size / 2;
-  sign *= scale;
-#pragma GCC ivdep
-  for (int64_t j = 0; j < half; ++j) {
-    const T x = from[j], y = from[j + half];
-    const T c = scale * cos[j], s = sign * sin[j];
-    to[j] = x * c - y * s;
-    to[j + half] = x * s + y * c;
-  }
+  for_lanes<T>(half, [&](auto d, int64_t j) HWY_ATTR {
+    const auto x = hn::LoadU(d, from + j), y = hn::LoadU(d, from + half + j);
+    const auto c = hn::Mul(hn::Set(d, scale), hn::LoadU(d, cos + j));
+    const auto s = hn::Mul(hn::Set(d, scale * sign), hn::LoadU(d, sin + j));
+    hn::StoreU(hn::NegMulAdd(y, s, hn::Mul(x, c)), d, to + j);
+    hn::StoreU(hn::MulAdd(y, c, hn::Mul(x, s)), d, to + half + j);
+  });
 }
 
 // Moves a state [P,N] to the frame of a token `distance` later (sign -1) or earlier (+1), in place.

@@ -69,38 +69,35 @@ struct HeadPartials {
   double dt_bias, a_log, d_skip;
 };
 
-// Gradients of the states that leave the chunks of one head (in the frame of the chunk they leave), last to
-// first, and its decays.
+// One head, one chunk: its decays, and from the gradient of the state that leaves it (moved to the chunk's
+// frame, in place) that of the state that enters. Chunks go downwards.
 template <class T>
-void backward_states(const SsdBackward& args, const ScanSizes& z, const Tensor& d_states, T* decays,
-                     const ScanBackwardBuffers<T>& buffer, int64_t row, int64_t head) {
+void backward_state(const SsdBackward& args, const ScanSizes& z, const Tensor& d_states, T* decays,
+                    const ScanBackwardBuffers<T>& buffer, int64_t row, int64_t c, int64_t head) {
   const SsdInput& in = args.in;
   const int64_t group = head / z.heads_per_group(), size = z.head_dim * z.state_dim;
-  T* d_state = address<T>(d_states, row, z.chunks - 1, head);
-  if (args.d_final_state) {
+  const int64_t q = z.length(c), begin = c * z.chunk;
+  T* d_state = address<T>(d_states, row, c, head);
+  if (c + 1 == z.chunks && args.d_final_state) {
     std::copy_n(address<T>(args.d_final_state, row, head), size, d_state);
-  } else {
+  } else if (c + 1 == z.chunks) {
     std::fill_n(d_state, size, T(0));
   }
-  for (int64_t c = z.chunks - 1; c >= 0; --c) {
-    const int64_t q = z.length(c), begin = c * z.chunk;
-    const Decay<T> decay(decays + c * Decay<T>::kArrays * z.padded, z.padded);
-    find_segments(in.start, row, begin, q, buffer.first);
-    compute_decay(in, z, row, head, c, buffer.first, decay);
-    rotate_state(in, z, q, T(1), d_state);
-    if (c == 0 && !args.d_initial_state) return;
-    T* before = c == 0 ? address<T>(args.d_initial_state, row, head) : address<T>(d_states, row, c - 1, head);
-    const T carry = decay.into[q - 1];
-    for (int64_t i = 0; i < size; ++i) before[i] = carry * d_state[i];
-    for (int64_t i = 0; i < q; ++i) {
-      rotate(in, i, T(1), decay.into[i] * scale_of_c<T>(in, row, begin + i), z.state_dim,
-             address<T>(in.c, row, begin + i, group), buffer.c + i * z.state_dim);
-    }
-    block_gemm(z.head_dim, z.state_dim, q,
-               StridedMatrix<T>{address<T>(args.dy, row, begin, head), 1, args.dy.stride(1)}, buffer.c,
-               z.state_dim, before, z.state_dim, true);
-    d_state = before;
+  const Decay<T> decay(decays, z, row, head, c);
+  find_segments(in.start, row, begin, q, buffer.first);
+  compute_decay(in, z, row, head, c, buffer.first, decay);
+  rotate_state(in, z, q, T(1), d_state);
+  if (c == 0 && !args.d_initial_state) return;
+  T* before = c == 0 ? address<T>(args.d_initial_state, row, head) : address<T>(d_states, row, c - 1, head);
+  const T carry = decay.into[q - 1];
+  for (int64_t i = 0; i < size; ++i) before[i] = carry * d_state[i];
+  for (int64_t i = 0; i < q; ++i) {
+    rotate(in, i, T(1), decay.into[i] * scale_of_c<T>(in, row, begin + i), z.state_dim,
+           address<T>(in.c, row, begin + i, group), buffer.c + i * z.state_dim);
   }
+  block_gemm(z.head_dim, z.state_dim, q,
+             StridedMatrix<T>{address<T>(args.dy, row, begin, head), 1, args.dy.stride(1)}, buffer.c,
+             z.state_dim, before, z.state_dim, true);
 }
 
 // Gradients through the states that enter and leave: sets dx, adds to dc, db (sets them for the first head of
@@ -237,7 +234,7 @@ void backward_chunk(const SsdBackward& args, const ScanSizes& z, const Tensor& d
   lower_scores(0, q, n, buffer.c, buffer.b_transposed, ld, buffer.scores);
   const int64_t first_head = group * z.heads_per_group();
   for (int64_t head = first_head; head < first_head + z.heads_per_group(); ++head) {
-    const Decay<T> decay(decays + ((row * z.heads + head) * z.chunks + c) * Decay<T>::kArrays * ld, ld);
+    const Decay<T> decay(decays, z, row, head, c);
     pack(address<T>(in.x, row, begin, head), in.x.stride(1), q, p, buffer.x);
     pack(address<T>(args.dy, row, begin, head), args.dy.stride(1), q, p, buffer.dy);
     transpose(q, p, buffer.x, p, buffer.x_transposed, ld);
@@ -280,15 +277,30 @@ void backward(Stream& stream, const SsdBackward& args) {
     return ScanBackwardBuffers<T>(own, z);
   };
   HeadPartials* sums = static_cast<HeadPartials*>(partials.raw());
-  parallel_items(stream, heads, [&](int64_t i, int thread) {
-    backward_states(args, z, d_states, decays.data<T>() + i * decays.stride(0), buffers(thread), i / z.heads,
-                    i % z.heads);
-  });
-  parallel_items(stream, chunks * z.groups, [&](int64_t i, int thread) {
-    const int64_t chunk = i / z.groups;
-    backward_chunk(args, z, d_states, decays.data<T>(), sums, buffers(thread), chunk / z.chunks,
-                   chunk % z.chunks, i % z.groups);
-  });
+  const auto state = [&](int thread, int64_t row, int64_t c, int64_t head) {
+    backward_state(args, z, d_states, decays.data<T>(), buffers(thread), row, c, head);
+  };
+  const auto rest = [&](int thread, int64_t row, int64_t c, int64_t group) {
+    backward_chunk(args, z, d_states, decays.data<T>(), sums, buffers(thread), row, c, group);
+  };
+  if (z.by_group(stream)) {
+    parallel_items(stream, z.rows * z.groups, [&](int64_t i, int thread) {
+      const int64_t row = i / z.groups, group = i % z.groups;
+      for (int64_t c = z.chunks - 1; c >= 0; --c) {
+        for (int64_t h = 0; h < z.heads_per_group(); ++h)
+          state(thread, row, c, group * z.heads_per_group() + h);
+        rest(thread, row, c, group);
+      }
+    });
+  } else {
+    parallel_items(stream, heads, [&](int64_t i, int thread) {
+      for (int64_t c = z.chunks - 1; c >= 0; --c) state(thread, i / z.heads, c, i % z.heads);
+    });
+    parallel_items(stream, chunks * z.groups, [&](int64_t i, int thread) {
+      const int64_t chunk = i / z.groups;
+      rest(thread, chunk / z.chunks, chunk % z.chunks, i % z.groups);
+    });
+  }
   for (int64_t head = 0; head < z.heads; ++head) {
     HeadPartials sum{0, 0, 0};
     for (int64_t i = 0; i < chunks; ++i) {

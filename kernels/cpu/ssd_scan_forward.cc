@@ -38,38 +38,35 @@ struct ScanForwardBuffers {
   T* state_transposed;
 };
 
-// States that enter the chunks of one head, in order, and its decays.
+// One head, one chunk: its decays, and the state that leaves it from the one that enters. Chunks go upwards.
 template <class T>
-void forward_states(const SsdForward& args, const ScanSizes& z, const Tensor& chunk_states, T* decays,
-                    const ScanForwardBuffers<T>& buffer, int64_t row, int64_t head) {
+void forward_state(const SsdForward& args, const ScanSizes& z, const Tensor& chunk_states, T* decays,
+                   const ScanForwardBuffers<T>& buffer, int64_t row, int64_t c, int64_t head) {
   const SsdInput& in = args.in;
   const int64_t group = head / z.heads_per_group(), size = z.head_dim * z.state_dim;
-  T* state = address<T>(chunk_states, row, int64_t{0}, head);
-  if (in.initial_state) {
+  const int64_t q = z.length(c), begin = c * z.chunk;
+  T* state = address<T>(chunk_states, row, c, head);
+  if (c == 0 && in.initial_state) {
     std::copy_n(address<T>(in.initial_state, row, head), size, state);
-  } else {
+  } else if (c == 0) {
     std::fill_n(state, size, T(0));
   }
-  for (int64_t c = 0; c < z.chunks; ++c) {
-    const int64_t q = z.length(c), begin = c * z.chunk;
-    const Decay<T> decay(decays + c * Decay<T>::kArrays * z.padded, z.padded);
-    find_segments(in.start, row, begin, q, buffer.first);
-    compute_decay(in, z, row, head, c, buffer.first, decay);
-    const bool last = c + 1 == z.chunks;
-    if (last && !args.final_state) return;
-    T* next = last ? address<T>(args.final_state, row, head) : address<T>(chunk_states, row, c + 1, head);
-    const T carry = decay.into[q - 1];
-    for (int64_t i = 0; i < size; ++i) next[i] = carry * state[i];
-    for (int64_t j = 0; j < q; ++j) {
-      rotate(in, j, T(1), decay.out[j] * decay.dt[j], z.state_dim, address<T>(in.b, row, begin + j, group),
-             buffer.b + j * z.state_dim);
-    }
-    block_gemm(z.head_dim, z.state_dim, q,
-               StridedMatrix<T>{address<T>(in.x, row, begin, head), 1, in.x.stride(1)}, buffer.b, z.state_dim,
-               next, z.state_dim, true);
-    rotate_state(in, z, q, T(-1), next);
-    state = next;
+  const Decay<T> decay(decays, z, row, head, c);
+  find_segments(in.start, row, begin, q, buffer.first);
+  compute_decay(in, z, row, head, c, buffer.first, decay);
+  const bool last = c + 1 == z.chunks;
+  if (last && !args.final_state) return;
+  T* next = last ? address<T>(args.final_state, row, head) : address<T>(chunk_states, row, c + 1, head);
+  const T carry = decay.into[q - 1];
+  for (int64_t i = 0; i < size; ++i) next[i] = carry * state[i];
+  for (int64_t j = 0; j < q; ++j) {
+    rotate(in, j, T(1), decay.out[j] * decay.dt[j], z.state_dim, address<T>(in.b, row, begin + j, group),
+           buffer.b + j * z.state_dim);
   }
+  block_gemm(z.head_dim, z.state_dim, q,
+             StridedMatrix<T>{address<T>(in.x, row, begin, head), 1, in.x.stride(1)}, buffer.b, z.state_dim,
+             next, z.state_dim, true);
+  rotate_state(in, z, q, T(-1), next);
 }
 
 // Outputs of the heads of one group in one chunk.
@@ -88,7 +85,7 @@ void forward_outputs(const SsdForward& args, const ScanSizes& z, const Tensor& c
   lower_scores(0, q, n, buffer.c, buffer.b_transposed, ld, buffer.scores);
   const bool has_state = c > 0 || in.initial_state;
   for (int64_t head = group * z.heads_per_group(); head < (group + 1) * z.heads_per_group(); ++head) {
-    const Decay<T> decay(decays + ((row * z.heads + head) * z.chunks + c) * Decay<T>::kArrays * ld, ld);
+    const Decay<T> decay(decays, z, row, head, c);
     const T skip = in.d_skip ? *address<T>(in.d_skip, head) : T(0);
     T* y = address<T>(args.y, row, begin, head);
     const int64_t ldy = args.y.stride(1);
@@ -183,14 +180,29 @@ void forward(Stream& stream, const SsdForward& args) {
     });
     return;
   }
+  const auto state = [&](int thread, int64_t row, int64_t c, int64_t head) {
+    forward_state(args, z, states, decays.data<T>(), buffers(thread), row, c, head);
+  };
+  const auto outputs = [&](int thread, int64_t row, int64_t c, int64_t group) {
+    forward_outputs(args, z, states, decays.data<T>(), buffers(thread), row, c, group);
+  };
+  if (z.by_group(stream)) {
+    parallel_items(stream, z.rows * z.groups, [&](int64_t i, int thread) {
+      const int64_t row = i / z.groups, group = i % z.groups;
+      for (int64_t c = 0; c < z.chunks; ++c) {
+        for (int64_t h = 0; h < z.heads_per_group(); ++h)
+          state(thread, row, c, group * z.heads_per_group() + h);
+        outputs(thread, row, c, group);
+      }
+    });
+    return;
+  }
   parallel_items(stream, heads, [&](int64_t i, int thread) {
-    forward_states(args, z, states, decays.data<T>() + i * decays.stride(0), buffers(thread), i / z.heads,
-                   i % z.heads);
+    for (int64_t c = 0; c < z.chunks; ++c) state(thread, i / z.heads, c, i % z.heads);
   });
   parallel_items(stream, z.rows * z.chunks * z.groups, [&](int64_t i, int thread) {
     const int64_t chunk = i / z.groups;
-    forward_outputs(args, z, states, decays.data<T>(), buffers(thread), chunk / z.chunks, chunk % z.chunks,
-                    i % z.groups);
+    outputs(thread, chunk / z.chunks, chunk % z.chunks, i % z.groups);
   });
 }
 
