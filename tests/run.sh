@@ -45,6 +45,10 @@ passed=0 failed=0 skipped=0
 # shellcheck disable=SC2154  # line, status are set inside
 trap 'status=$?
       [ $status = 0 ] || [ $failed -gt 0 ] || failed=1
+      if [ $((passed + failed + skipped)) = 0 ]; then
+        echo "tests/run.sh: no test was found" >&2
+        failed=1
+      fi
       line="$passed passed, $failed failed"
       [ $skipped = 0 ] || line="$line, $skipped skipped"
       echo "$line"
@@ -97,7 +101,7 @@ if [ ${#labels[@]} = 0 ] && [ ${#scripts[@]} -gt 0 ]; then
     venv=$build/interop-venv
     if [ ! -e "$venv/ready" ]; then
       python3 -m venv "$venv"
-      "$venv/bin/pip" install -q --extra-index-url https://download.pytorch.org/whl/cpu \
+      "$venv/bin/pip" install -q \
         torch transformers tokenizers safetensors numpy tensorboard
       touch "$venv/ready"
     fi
