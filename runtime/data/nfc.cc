@@ -21,9 +21,12 @@ void append_nfc(std::string& result, std::string_view text) {
   std::free(normal);
 }
 
-// The tables of the reference know no compositions of starters in this range; newer Unicode has some.
-bool never_composes(uint32_t code) {
-  return code >= 0x10000 && code < 0x11099;
+// The reference has older tables: to it a newer character is inert. Such a one before a stretch stays out of
+// it when the library here knows it as a combining character, or lies in the range where newer starters
+// compose.
+bool stays_out(uint32_t code) {
+  return (code >= 0x10000 && code < 0x11099) ||
+         utf8proc_get_property(static_cast<utf8proc_int32_t>(code))->combining_class != 0;
 }
 
 }  // namespace
@@ -51,7 +54,7 @@ std::string_view nfc(std::string_view text, std::string& buffer) {
       if (!active[next_code_point(text, after)]) break;
       next = after;
     }
-    const size_t begin = never_composes(before) ? i : previous;
+    const size_t begin = stays_out(before) ? i : previous;
     if (!changed) buffer.clear();
     changed = true;
     buffer.append(text.substr(copied, begin - copied));
