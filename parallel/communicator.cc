@@ -355,7 +355,9 @@ void Communicator::barrier() {
 std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   std::array<int32_t, 3> mine{color, key, world_rank(rank())};
   std::vector<int32_t> all(static_cast<size_t>(size()) * 3);
+  const Traffic payload = traffic_;  // what makes groups is not the program's payload
   all_gather(Tensor(mine.data(), DType::i32, {3}), Tensor(all.data(), DType::i32, {size(), 3}));
+  traffic_ = payload;
   std::vector<int> members;
   for (int r = 0; r < size(); ++r) {
     if (color >= 0 && all[static_cast<size_t>(r) * 3] == color) members.push_back(r);

@@ -9,5 +9,5 @@ foreach(RANKS 2 4)
   # The exit status is 0 only where every rank of a job of at least two has run the cases.
   set_tests_properties(communicator_mpi_${RANKS} PROPERTIES
     LABELS mpi TIMEOUT 120 PROCESSORS 2
-    ENVIRONMENT "OMPI_MCA_btl_vader_single_copy_mechanism=none;OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+    ENVIRONMENT OMPI_MCA_btl_vader_single_copy_mechanism=none)
 endforeach()
