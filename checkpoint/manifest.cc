@@ -101,6 +101,11 @@ void write_file(const FileRef& file, txc1::FileRef* out) {
   out->set_crc32c(file.crc);
 }
 
+// These end on terminals: no control characters from a file.
+bool is_printable(const std::string& text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return c >= ' ' && c < '\x7f'; });
+}
+
 FileRef read_file_ref(const txc1::FileRef& in) {
   return {in.path(), static_cast<int64_t>(in.bytes()), in.crc32c()};
 }
@@ -139,6 +144,12 @@ TrainState read_state(const txc1::RunState& in, const std::string& file) {
                 static_cast<int>(in.mesh().pp()), static_cast<int>(in.mesh().cp())};
   state.run_uuid = in.run_uuid();
   state.wall_time_ns = in.wall_time_ns();
+  for (const auto& [field, text] :
+       {std::pair("data_digest", &state.data_digest), std::pair("tokenizer_digest", &state.tokenizer_digest),
+        std::pair("run_uuid", &state.run_uuid)}) {
+    if (text->size() > 512 || !is_printable(*text))
+      throw CheckpointError("{}: {} is not short text", file, field);
+  }
   if (state.step < 0 || state.step > kMaxStep)
     throw CheckpointError("{}: step {} is out of range", file, state.step);
   if (state.consumed_samples < 0 || state.consumed_tokens < 0) {
@@ -160,8 +171,7 @@ void check_files(const Manifest& manifest, const std::string& file) {
     if (i + 2 == count) expected = kTokenizerFile;
     if (i + 1 == count) expected = kBuildFile;
     if (manifest.files[i].path != expected) {
-      throw CheckpointError("{}: files[{}] is \"{}\", expected {}", file, i,
-                            manifest.files[i].path.substr(0, 100), expected);
+      throw CheckpointError("{}: files[{}] is not {}", file, i, expected);
     }
     if (manifest.files[i].bytes < 0) throw CheckpointError("{}: files[{}] has a size beyond 2^63", file, i);
   }
@@ -177,6 +187,9 @@ void check_ties(const Manifest& manifest, const std::string& file) {
   }
   for (const TensorInfo& tensor : manifest.tensors) {
     if (tensor.tied_to.empty()) continue;
+    if (!name_problem(tensor.tied_to).empty()) {
+      throw CheckpointError("{}: tensor {} is tied to what is no name", file, tensor.name);
+    }
     const auto target = std::lower_bound(
         manifest.tensors.begin(), manifest.tensors.end(), std::pair(tensor.tied_to, tensor.kind),
         [&](const TensorInfo& t, const std::pair<std::string, TensorKind>& wanted) {
@@ -186,7 +199,7 @@ void check_ties(const Manifest& manifest, const std::string& file) {
         !target->tied_to.empty() || target->global_shape != tensor.global_shape ||
         target->dtype != tensor.dtype) {
       throw CheckpointError("{}: tensor {} is tied to {}, which is no stored tensor of its shape and dtype",
-                            file, tensor.name, tensor.tied_to.substr(0, 100));
+                            file, tensor.name, tensor.tied_to);
     }
   }
 }

@@ -43,8 +43,8 @@ int sweep_dim(std::span<const Box> boxes, int rank) {
 
 // Runs of the intersection [begin, begin + extent) of two boxes. Dims that both boxes hold whole, from the
 // innermost outwards, make one run with the dim before them.
-std::vector<Run> intersection_runs(const Box& source, const Box& target, const Shape& begin,
-                                   const Shape& extent) {
+std::vector<CopyRun> intersection_runs(const Box& source, const Box& target, const Shape& begin,
+                                       const Shape& extent) {
   const int rank = extent.rank();
   int64_t count = 1;
   int outer = rank;  // dims [0, outer) are stepped through
@@ -55,7 +55,7 @@ std::vector<Run> intersection_runs(const Box& source, const Box& target, const S
   }
   int64_t num_runs = 1;
   for (int d = 0; d < outer; ++d) num_runs *= extent[d];
-  std::vector<Run> runs;
+  std::vector<CopyRun> runs;
   runs.reserve(static_cast<size_t>(num_runs));
   for (int64_t run = 0; run < num_runs; ++run) {
     Shape index = begin;

@@ -23,15 +23,15 @@ std::string partition_problem(const Shape& global, std::span<const Box> boxes);
 
 // `count` elements from element `source` of a saved box to element `target` of the wanted one, both
 // row-major.
-struct Run {
+struct CopyRun {
   int64_t source = 0;
   int64_t target = 0;
   int64_t count = 0;
 };
 
 struct BoxCopy {
-  size_t source = 0;      // index of the saved box
-  std::vector<Run> runs;  // ascending in both
+  size_t source = 0;          // index of the saved box
+  std::vector<CopyRun> runs;  // ascending in both
 };
 
 // How `target` is filled from boxes that partition a shape it lies in: every element of it exactly once.

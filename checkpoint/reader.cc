@@ -121,13 +121,13 @@ class BoxReader {
     return open_.emplace(shard, DataFile(files_, index_, shard)).first->second;
   }
 
-  void copy_runs(Index::Source source, const std::vector<Run>& runs, int64_t element_bytes) {
+  void copy_runs(Index::Source source, const std::vector<CopyRun>& runs, int64_t element_bytes) {
     const DataFile& file = open(source.shard);
     const StoredBox& box = index_.stored(source);
     const int64_t chunk_bytes = index_.tables[static_cast<size_t>(source.shard)].chunk_bytes;
     std::span<const std::byte> chunk;
     int64_t current = -1;
-    for (const Run& run : runs) {
+    for (const CopyRun& run : runs) {
       int64_t from = run.source * element_bytes;
       int64_t to = run.target * element_bytes;
       for (int64_t left = run.count * element_bytes; left > 0;) {

@@ -201,7 +201,8 @@ void publish(FileSystem& files, const std::string& checkpoints_dir, const std::s
   try {
     files.sync_directory(checkpoints_dir);
   } catch (const std::system_error& error) {
-    throw CheckpointSaveError("{}; {} is whole and in place, but a power failure may undo it", error.what(), path);
+    throw CheckpointSaveError("{}; {} is whole and in place, but a power failure may undo it", error.what(),
+                              path);
   }
 }
 

@@ -52,11 +52,14 @@ class CrashTest : public testing::TestWithParam<int> {
     const auto comm = single_rank();
     save_toy(*comm, files, kDir, kOld);
   }
-  // Saves kNew on `ranks` ranks with the fault armed on one of them. Returns whether the fault fired.
-  static bool save(Disk& disk, int ranks, int faulty, Fault fault, int64_t operation, int error,
-                   bool& saved) {
-    saved = false;
+  struct Outcome {
+    bool saved = false;
     bool fired = false;
+    int64_t operations = 0;  // of the faulty rank
+  };
+  // Saves kNew on `ranks` ranks with the fault armed on one of them.
+  static Outcome save(Disk& disk, int ranks, int faulty, Fault fault, int64_t operation, int error) {
+    Outcome outcome;
     try {
       run_as_ranks(ranks, [&](Communicator& comm) {
         FaultFileSystem files(disk);
