@@ -61,6 +61,15 @@ TEST(Schedule, LoweredOnesAreValidWithTwoSendBuffersAndNoSlower) {
   }
 }
 
+TEST(Schedule, GradientsSentBeforeWeightsShortenTheBubble) {
+  for (int p = 1; p <= 8; ++p) {
+    for (int m = 1; m <= 20; ++m) {  // (p - 1)(f + b + w) becomes (p - 1)(f + b)
+      EXPECT_DOUBLE_EQ(validate(lower(one_f_one_b_schedule(p, m))).makespan, 3 * m + 2 * (p - 1))
+          << p << " " << m;
+    }
+  }
+}
+
 TEST(Schedule, LoweringPostsReceivesEarlyAndSendsBeforeWeights) {
   EXPECT_EQ(to_string(lower(one_f_one_b_schedule(2, 2), 1)),
             "microbatches 2\n"
