@@ -1,5 +1,5 @@
-// Log lines to standard error and, once opened, to <run>/log/rank-<r>.txt. Every process writes its own file; only
-// rank 0 prints informational lines to the terminal.
+// Log lines to standard error and, once opened, to <run>/log/rank-<r>.txt. Every process writes its own file;
+// only rank 0 prints informational lines to the terminal.
 #pragma once
 
 #include <fmt/format.h>
