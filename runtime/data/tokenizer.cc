@@ -14,7 +14,7 @@
 namespace transxssm {
 namespace {
 
-constexpr int64_t max_file_bytes = int64_t{256} << 20;
+constexpr int64_t max_file_bytes = int64_t{64} << 20;
 constexpr size_t part_bytes = size_t{256} << 10;  // long documents are cut into about this much a thread
 
 // work(i) for i < count on `threads` threads, the caller among them. Rethrows the first exception.

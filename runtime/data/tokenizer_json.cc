@@ -14,7 +14,7 @@ using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;  // for writing: reading large objects into it is quadratic
 
 constexpr int max_depth = 32;
-constexpr int64_t max_id = (1 << 24) - 1;
+constexpr int64_t max_id = (1 << 22) - 1;  // tables are as long as the highest id
 
 // Reads one file; every refusal names the file and the JSON path.
 class Parser {
