@@ -146,6 +146,10 @@ class TrainingRun {
     state_.run_uuid = loaded.state.run_uuid;
     trainer_.set_steps_done(loaded.state.step);
     resumed_from_ = *path;
+    if (path->starts_with(checkpoints_ + "/")) {  // what this run would save at this step is there
+      last_saved_ = *path;
+      last_saved_step_ = loaded.state.step;
+    }
     const SavedMesh& saved = loaded.state.mesh;
     log_info("resuming from {}: step {}, {} tokens{}", *path, loaded.state.step,
              format_count(loaded.state.consumed_tokens),

@@ -75,6 +75,11 @@ void fill_rows(const Case& test, int64_t vocab_size, int64_t step, int64_t first
   for (int64_t i = 0; i < batch.rows(); ++i) {
     const int64_t row = step * test.global_batch + first_row + i;
     const Rng token(1, "token" + std::to_string(row)), cut(1, "cut" + std::to_string(row));
+    // Small ids are likelier: there is something to learn.
+    auto token_at = [&](int64_t t) {
+      const uint64_t bound = token.below(static_cast<uint64_t>(2 * t), static_cast<uint64_t>(vocab_size)) + 1;
+      return static_cast<int32_t>(token.below(static_cast<uint64_t>(2 * t + 1), bound));
+    };
     int32_t position = 0, document = 0;
     for (int64_t t = 0; t < batch.tokens(); ++t, ++position) {
       const auto index = static_cast<uint64_t>(t);
@@ -82,10 +87,8 @@ void fill_rows(const Case& test, int64_t vocab_size, int64_t step, int64_t first
       const bool start =
           test.documents && t > 0 && (cut.below(index, 13) == 0 || (row % 2 == 0 && (t == 16 || t == 31)));
       if (start) position = 0, ++document;
-      batch.input.at<int32_t>({i, t}) =
-          static_cast<int32_t>(token.below(index, static_cast<uint64_t>(vocab_size)));
-      batch.target.at<int32_t>({i, t}) =
-          static_cast<int32_t>(token.below(index + 1, static_cast<uint64_t>(vocab_size)));
+      batch.input.at<int32_t>({i, t}) = token_at(t);
+      batch.target.at<int32_t>({i, t}) = token_at(t + 1);
       batch.position.at<int32_t>({i, t}) = position;
       batch.document.at<int32_t>({i, t}) = document;
       // Other numbers of valid targets in every row.

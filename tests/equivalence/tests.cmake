@@ -4,7 +4,7 @@ add_library(mesh_run OBJECT ${EQUIVALENCE}/mesh_run.cc)
 target_link_libraries(mesh_run PUBLIC launch)
 
 add_executable(test_equivalence ${EQUIVALENCE}/mesh_equivalence_test.cc)
-target_link_libraries(test_equivalence PRIVATE mesh_run support GTest::gtest GTest::gtest_main)
+target_link_libraries(test_equivalence PRIVATE mesh_run support GTest::gtest GTest::gtest_main GTest::gmock)
 gtest_discover_tests(test_equivalence TEST_FILTER "-*Tiny*" PROPERTIES LABELS unit TIMEOUT 120 ENVIRONMENT
                      OMP_NUM_THREADS=1)
 gtest_discover_tests(test_equivalence TEST_FILTER "*Tiny*" TEST_SUFFIX .slow PROPERTIES LABELS slow TIMEOUT 900

@@ -82,9 +82,10 @@ TEST(Initialisation, HasTheDistributionsOfTheModel) {
         EXPECT_LT(std::abs(w), 0.02 * 7);
       }
     }
-    if (p.spec.init == Init::normal)
+    if (p.spec.init == Init::normal) {
       EXPECT_NE(p.weight.data<float>()[0], other.network->parameters().all()[i].weight.data<float>()[0])
           << p.spec.name;
+    }
   }
   EXPECT_NEAR(sum / count, 0, 0.02 * 4 / std::sqrt(count));
   EXPECT_NEAR(std::sqrt(squares / count), 0.02, 0.02 * 4 / std::sqrt(count));
