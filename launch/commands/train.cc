@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <system_error>
 
 #include "launch/config.h"
 #include "launch/plan.h"
@@ -27,6 +28,14 @@ int print_plan(const Arguments& arguments, int world_size) {
   return 0;
 }
 
+void make_run_directory(const std::string& path) {
+  try {
+    create_directories(posix_file_system(), path + "/log");
+  } catch (const std::system_error& error) {
+    throw CheckpointSaveError("log.run_directory {} cannot be made: {}", path, error.what());
+  }
+}
+
 int train(const Arguments& arguments, Worker& worker) {
   if (arguments.flag("--dry-run")) {
     const int world_size = worker.size() > 1 ? worker.size() : 0;
@@ -34,7 +43,7 @@ int train(const Arguments& arguments, Worker& worker) {
   }
   const TrainConfig config = load_config(arguments.text("--config"), arguments.list("--set"), worker.size());
   const std::string& run_directory = config.log().run_directory();
-  if (worker.rank() == 0) create_directories(posix_file_system(), run_directory + "/log");
+  if (worker.rank() == 0) make_run_directory(run_directory);
   worker.world().set_timeout(std::chrono::duration_cast<std::chrono::nanoseconds>(
       std::chrono::duration<double>(config.parallel().timeout_seconds())));
   worker.world().barrier();

@@ -3,11 +3,25 @@
 # checkpoint is damaged, data and configuration are bad. Every case checks the exit code and what the user is told.
 #   whole_program_test.sh PROGRAM [CASE...]
 set -uo pipefail
+set -m  # without job control a background job ignores Ctrl-C
 
 program=$(realpath "$1")
 shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 work=$(mktemp -d)
+# Waits for the background job; one that does not end is killed and fails.
+wait_job() {
+  local limit=$((SECONDS + 40))
+  while kill -0 "$job" 2>/dev/null && [ $SECONDS -lt $limit ]; do sleep 0.1; done
+  if kill -0 "$job" 2>/dev/null; then
+    fail "the job did not end"
+    pkill -KILL -f "train --config" -P "$(pgrep -d, -P "$job")" 2>/dev/null
+    kill -KILL "$job"
+  fi
+  status=0
+  wait "$job" || status=$?
+  job=
+}
 job=
 trap '[ -z "$job" ] || kill -KILL "$job" 2>/dev/null; rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -61,12 +75,12 @@ done; }
 
 killed_rank() {
   config killed 100000
-  local job begin
+  local begin
   start 4 --config killed.textproto --set parallel.tp=2 --set parallel.pp=2
   wait_for_steps killed 8
   kill -KILL "$(pid_of_rank killed 2)"
   begin=$SECONDS
-  status=0; wait $job || status=$?
+  wait_job
   [ $status != 0 ] || fail "the launcher returned 0"
   [ $((SECONDS - begin)) -le 10 ] || fail "the job ended $((SECONDS - begin)) s after its rank"
   run "$program" checkpoint verify killed/checkpoints
@@ -79,7 +93,7 @@ killed_rank() {
 
 hanging_rank() {
   config hanging 100000
-  local job pid
+  local pid
   start 2 --config hanging.textproto --set parallel.tp=2
   wait_for_steps hanging 3
   pid=$(pid_of_rank hanging 1)
@@ -89,19 +103,19 @@ hanging_rank() {
     sleep 0.1
   done
   kill -CONT "$pid" 2>/dev/null
-  status=0; wait $job || status=$?
+  wait_job
   expect 7 "rank 1" "all_reduce"
 }
 
 signalled() {
   config signalled 100000
-  local signal job before
+  local signal before
   for signal in TERM INT USR1; do
     before=$(steps_done signalled | tail -n 1)
     start 2 --config signalled.textproto --set parallel.pp=2 --set parallel.microbatch_size=1
     wait_for_steps signalled $((before + 3))
     kill -"$signal" $job
-    status=0; wait $job || status=$?
+    wait_job
     expect 75 "saved" "--resume auto"
   done
   run "$program" checkpoint verify signalled/checkpoints
@@ -119,7 +133,7 @@ damaged_checkpoint() {
   run "$program" checkpoint verify "$newest"
   expect 4 "$(basename "$shard")"
   run launch 1 --config damaged.textproto --set schedule.steps=12
-  expect 4 "$(basename "$shard")" "step-000000005" "checkpoint.fallback=previous"
+  expect 4 "$(basename "$shard")" "step 5" "checkpoint.fallback=previous"
   run launch 1 --config damaged.textproto --set schedule.steps=12 --set checkpoint.fallback=previous
   expect 0 "step-000000005"
 }
@@ -147,7 +161,7 @@ bad_configuration() {
   config wrong 3
   run launch 2 --config wrong.textproto --set parallel.tp=3
   expect 2 "tp"
-  [ "$(grep -c 'parallel.tp' output)" -lt 3 ] || fail "every rank printed the error"
+  [ "$(grep -c 'error:' output)" = 1 ] || fail "every rank printed the error"
   run "$program" trian
   expect 2 "train"
 }
@@ -161,17 +175,17 @@ not_finite() {
 }
 
 generates() {
-  config text 30
-  run launch 2 --config text.textproto --set parallel.tp=2
+  config writer 30
+  run launch 2 --config writer.textproto --set parallel.tp=2
   expect 0 "bits per byte"
-  run "$program" generate --checkpoint text --prompt "Entry" --max-tokens 20 --temperature 0
+  run "$program" generate --checkpoint writer --prompt "Entry" --max-tokens 20 --temperature 0
   expect 0 "Entry"
   cp output alone
-  run "$root/launch/run.sh" -n 4 --program "$program" -- generate --checkpoint text --prompt "Entry" --max-tokens 20 \
+  run "$root/launch/run.sh" -n 4 --program "$program" -- generate --checkpoint writer --prompt "Entry" --max-tokens 20 \
     --temperature 0 --pp 2
   expect 0
   cmp -s alone output || fail "4 ranks wrote '$(cat output)', one wrote '$(cat alone)'"
-  run "$program" train --config text.textproto --dry-run --set parallel.pp=2
+  run "$program" train --config writer.textproto --dry-run --set parallel.pp=2
   expect 0 "stage 1"
 }
 
