@@ -94,8 +94,9 @@ void TrainingWork::forward(int microbatch, int slot_index, const Tensor& input, 
   const size_t layers = network_.layers().size();
   for (size_t i = 0; i < layers; ++i) {
     const bool sent = i + 1 == layers && !network_.head();
-    network_.layers()[i]->forward(stream_, tokens, slot.x[i], sent ? output.reshape(residual) : slot.x[i + 1],
-                                  slot.saved[i]);
+    const Tensor y = sent ? output.reshape(residual) : slot.x[i + 1];
+    network_.layers()[i]->forward(stream_, tokens, slot.x[i], y, slot.saved[i]);
+    if (observer_) observer_(microbatch, network_.cut().first_layer + static_cast<int>(i), y);
   }
   if (!network_.head()) return;
   const LossTargets targets{batch.target.reshape({rows_ * tokens_}), batch.valid.reshape({rows_ * tokens_}),

@@ -2,7 +2,9 @@
 // through the network's layers; what the backward needs stays in the microbatch's slot.
 #pragma once
 
+#include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "model/network.h"
@@ -30,6 +32,11 @@ class TrainingWork : public StageWork {
   void begin_evaluation(std::span<const Batch> microbatches);
   // Sum of the losses of this rank's valid targets since begin_*, in nats; zero but on the last stage.
   double loss_sum() const { return loss_sum_; }
+
+  // Called in each forward with the output [BT,D] of every layer: the microbatch, and the layer counted from
+  // the first of the whole network. Empty: nobody looks.
+  using LayerObserver = std::function<void(int microbatch, int layer, const Tensor& output)>;
+  void observe_layers(LayerObserver observer) { observer_ = std::move(observer); }
 
   void forward(int microbatch, int slot, const Tensor& input, const Tensor& output) override;
   void backward_input(int microbatch, int slot, const Tensor& d_output, const Tensor& d_input) override;
@@ -60,6 +67,7 @@ class TrainingWork : public StageWork {
   double loss_scale_ = 0;
   double loss_sum_ = 0;
   bool training_ = false;
+  LayerObserver observer_;
 };
 
 }  // namespace transxssm
