@@ -98,7 +98,8 @@ void resolve_model(ConfigReader& reader, TrainConfig& config) {
     model = model_config(config);
   } catch (const UsageError& error) {
     const std::string what = error.what();
-    reader.add_mistake("model.preset", what.substr(what.find(": ") + 2));
+    const size_t colon = what.find(": ");
+    reader.add_mistake("model." + what.substr(0, colon), what.substr(colon + 2));
     return;
   }
   for (const std::string& problem : problems(model)) {

@@ -3,9 +3,11 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <functional>
+#include <type_traits>
 
 #include "model/model.pb.h"
 #include "runtime/error.h"
@@ -13,14 +15,32 @@
 namespace transxssm {
 namespace {
 
-// One row a field: calls visit(name, member of `config`, getters and setters of `message`).
+// The words of an enumeration in text, in the order of its values.
+constexpr std::array<std::string_view, 3> words_of(SsdPosition) {
+  return {"rope", "conv1d", "none"};
+}
+constexpr std::array<std::string_view, 4> words_of(RopeScaling) {
+  return {"none", "linear", "dynamic", "yarn"};
+}
+
+template <class Enum>
+Enum from_word(const char* field, std::string_view word) {
+  constexpr auto words = words_of(Enum{});
+  const auto found = std::find(words.begin(), words.end(), word);
+  if (found == words.end())
+    throw UsageError("{}: \"{}\" is not known; legal values are {}", field, word, fmt::join(words, ", "));
+  return static_cast<Enum>(found - words.begin());
+}
+
+// One row a field, in order of its number: calls visit(name, member of `config`, getters and setters of
+// `message`).
 template <class Config, class Message, class Visit>
 void for_each_field(Config& config, Message& message, Visit&& visit) {
-#define FIELD(name)                                                                      \
-  visit(                                                                                 \
-      config.name, [&] { return message.has_##name(); }, [&] { return message.name(); }, \
-      [&](auto value) {                                                                  \
-        if constexpr (!std::is_const_v<Message>) message.set_##name(value);              \
+#define FIELD(name)                                                                             \
+  visit(                                                                                        \
+      #name, config.name, [&] { return message.has_##name(); }, [&] { return message.name(); }, \
+      [&](const auto& value) {                                                                  \
+        if constexpr (!std::is_const_v<Message>) message.set_##name(value);                     \
       })
   FIELD(vocab_size);
   FIELD(d_model);
@@ -40,6 +60,16 @@ void for_each_field(Config& config, Message& message, Visit&& visit) {
   FIELD(d_skip);
   FIELD(initializer_range);
   FIELD(max_position_embeddings);
+  FIELD(layer_pattern);
+  FIELD(attention_rope);
+  FIELD(ssd_position);
+  FIELD(ssd_expand);
+  FIELD(ssd_gate);
+  FIELD(conv_kernel);
+  FIELD(rope_scaling);
+  FIELD(rope_scaling_factor);
+  FIELD(rope_original_length);
+  FIELD(log_n_scale);
 #undef FIELD
 }
 
@@ -51,20 +81,28 @@ class FirstError : public google::protobuf::io::ErrorCollector {
   std::string text;
 };
 
+enum class Kind { transxssm, llama, mamba2, jamba };
+
 struct Preset {
   const char* name;
-  int64_t vocab_size, d_model, num_layers, num_heads, d_ff, d_state, chunk;
-  bool state_space;  // the 7:1 hybrid; else attention only with plain residuals
+  Kind kind;
+  int64_t vocab_size, d_model, num_layers, num_heads, num_groups, d_ff, d_state, chunk;
 };
 
-constexpr std::array<Preset, 7> kPresets{{
-    {"tiny", 8192, 256, 8, 4, 704, 64, 64, true},
-    {"transxssm-320m", 50304, 768, 24, 12, 3584, 128, 256, true},
-    {"transxssm-1.3b", 50304, 2048, 24, 32, 4224, 128, 256, true},
-    {"transxssm-7b", 50304, 4096, 32, 32, 11008, 128, 256, true},
-    {"transxssm-13b", 50304, 5120, 40, 40, 13824, 128, 256, true},
-    {"llama-320m", 50304, 768, 24, 12, 4096, 128, 256, false},
-    {"llama-1.3b", 50304, 2048, 24, 32, 5376, 128, 256, false},
+// Baselines have the width of the hybrid of the same name. What they are free in (layers of mamba2, d_ff of
+// the others) is chosen to match its number of parameters.
+constexpr std::array<Preset, 11> kPresets{{
+    {"tiny", Kind::transxssm, 8192, 256, 8, 4, 0, 704, 64, 64},
+    {"transxssm-320m", Kind::transxssm, 50304, 768, 24, 12, 0, 3584, 128, 256},
+    {"transxssm-1.3b", Kind::transxssm, 50304, 2048, 24, 32, 0, 4224, 128, 256},
+    {"transxssm-7b", Kind::transxssm, 50304, 4096, 32, 32, 0, 11008, 128, 256},
+    {"transxssm-13b", Kind::transxssm, 50304, 5120, 40, 40, 0, 13824, 128, 256},
+    {"llama-320m", Kind::llama, 50304, 768, 24, 12, 0, 4096, 128, 256},
+    {"llama-1.3b", Kind::llama, 50304, 2048, 24, 32, 0, 5376, 128, 256},
+    {"mamba2-320m", Kind::mamba2, 50304, 768, 74, 12, 1, 0, 128, 256},
+    {"mamba2-1.3b", Kind::mamba2, 50304, 2048, 46, 32, 1, 0, 128, 256},
+    {"jamba-320m", Kind::jamba, 50304, 768, 24, 12, 8, 2944, 128, 256},
+    {"jamba-1.3b", Kind::jamba, 50304, 2048, 24, 32, 8, 3584, 128, 256},
 }};
 
 // "A", "A and B": the values nearest to `value` in [1, max] that are legal.
@@ -104,6 +142,15 @@ class Problems {
                                of_name, of,
                                nearest_values(value, of, [of](int64_t v) { return of % v == 0; })));
   }
+  void layer_pattern(const ModelConfig& c) {
+    const size_t wrong = c.layer_pattern.find_first_not_of("AS");
+    if (wrong != std::string::npos)
+      list.push_back(fmt::format("layer_pattern: letter {} is \"{}\"; legal letters are A and S", wrong + 1,
+                                 c.layer_pattern[wrong]));
+    if (static_cast<int64_t>(c.layer_pattern.size()) != c.num_layers)
+      list.push_back(fmt::format("layer_pattern: has {} letters; num_layers {} needs one a layer",
+                                 c.layer_pattern.size(), c.num_layers));
+  }
   void between(const char* name, double value, double min, double max) {
     if (value > min && value <= max) return;
     list.push_back(
@@ -136,15 +183,25 @@ ModelConfig model_config_from_text(std::string_view textproto) {
   if (!parser.ParseFromString(std::string(textproto), &message))
     throw UsageError("model configuration:{}", error.text);
   ModelConfig config = message.has_preset() ? model_preset(message.preset()) : ModelConfig();
-  for_each_field(config, message, [](auto& field, auto&& has, auto&& get, auto&&) {
-    if (has()) field = get();
+  for_each_field(config, message, [](const char* name, auto& field, auto&& has, auto&& get, auto&&) {
+    using Field = std::remove_cvref_t<decltype(field)>;
+    if (!has()) return;
+    if constexpr (std::is_enum_v<Field>)
+      field = from_word<Field>(name, get());
+    else
+      field = get();
   });
   return config;
 }
 
 std::string to_text(const ModelConfig& config) {
   proto::ModelConfig message;
-  for_each_field(config, message, [](const auto& field, auto&&, auto&&, auto&& set) { set(field); });
+  for_each_field(config, message, [](const char*, const auto& field, auto&&, auto&&, auto&& set) {
+    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(field)>>)
+      set(std::string(words_of(field)[static_cast<size_t>(field)]));
+    else
+      set(field);
+  });
   std::string text;
   google::protobuf::TextFormat::PrintToString(message, &text);
   return text;
@@ -158,16 +215,21 @@ std::vector<std::string> problems(const ModelConfig& c) {
   const bool width = p.range("d_model", c.d_model, 8, kWide);
   const bool layers = p.range("num_layers", c.num_layers, 1, 1 << 16);
   bool heads = p.range("num_heads", c.num_heads, 1, kWide);
-  p.range("d_ff", c.d_ff, 1, 1 << 22);
+  p.range("d_ff", c.d_ff, 0, 1 << 22);
   const bool state = p.range("d_state", c.d_state, 8, 1 << 16);
   const bool kv = p.range("num_kv_heads", c.num_kv_heads, 0, kWide);
   const bool groups = p.range("num_groups", c.num_groups, 0, kWide);
   const bool chunk = p.range("chunk", c.chunk, 8, 1 << 16);
-  const bool period = p.range("attn_period", c.attn_period, 1, 1 << 16);
-  if (period && (c.attn_offset < 0 || c.attn_offset >= c.attn_period))
+  const bool period = p.range("attn_period", c.attn_period, 0, 1 << 16);
+  if (period && c.attn_period > 0 && (c.attn_offset < 0 || c.attn_offset >= c.attn_period))
     p.list.push_back(
         fmt::format("attn_offset: {} is out of range; with attn_period {} the nearest legal value is {}",
                     c.attn_offset, c.attn_period, c.attn_offset < 0 ? 0 : c.attn_period - 1));
+  const size_t before_pattern = p.list.size();
+  if (layers && !c.layer_pattern.empty()) p.layer_pattern(c);
+  const bool pattern = layers && period && p.list.size() == before_pattern;
+  const bool expand = p.range("ssd_expand", c.ssd_expand, 1, 16);
+  p.range("conv_kernel", c.conv_kernel, 1, 8);
   if (width) p.multiple_of_8("d_model", c.d_model);
   if (width && heads && c.d_model % 8 == 0) {
     const auto legal = [&](int64_t h) { return c.d_model % h == 0 && c.d_model / h % 8 == 0; };
@@ -179,16 +241,28 @@ std::vector<std::string> problems(const ModelConfig& c) {
           c.num_heads, c.d_model, nearest_values(c.num_heads, c.d_model / 8, legal)));
   }
   if (heads && kv) p.divides("num_kv_heads", c.kv_heads(), "num_heads", c.num_heads);
-  const bool state_space = layers && period && c.num_attention_layers() < c.num_layers;
+  const bool state_space = pattern && c.num_attention_layers() < c.num_layers;
   if (state_space) {
     if (state) p.multiple_of_8("d_state", c.d_state);
     if (chunk) p.multiple_of_8("chunk", c.chunk);
-    if (heads && groups) p.divides("num_groups", c.groups(), "num_heads", c.num_heads);
+    if (heads && groups && expand && c.ssd_expand == 1)
+      p.divides("num_groups", c.groups(), "num_heads", c.num_heads);
+    else if (heads && groups && expand)
+      p.divides("num_groups", c.groups(), "ssd_expand x num_heads", c.ssd_heads());
   }
   p.between("rope_base", c.rope_base, 1, 1e12);
   p.between("norm_eps", c.norm_eps, 0, 1);
   p.between("initializer_range", c.initializer_range, 0, 100);
-  p.range("max_position_embeddings", c.max_position_embeddings, 1, int64_t{1} << 31);
+  constexpr int64_t kLongest = int64_t{1} << 31;
+  const bool longest = p.range("max_position_embeddings", c.max_position_embeddings, 1, kLongest);
+  if (!(c.rope_scaling_factor >= 1 && c.rope_scaling_factor <= 1e6))
+    p.list.push_back(
+        fmt::format("rope_scaling_factor: {} is out of range; it must be at least 1 and at most 1000000",
+                    c.rope_scaling_factor));
+  p.range("rope_original_length", c.rope_original_length, 2, kLongest);
+  if (longest && c.log_n_scale && c.rope_scaling == RopeScaling::none && c.max_position_embeddings < 2)
+    p.list.push_back(
+        "max_position_embeddings: 1 is out of range with log_n_scale; the nearest legal value is 2");
   return p.list;
 }
 
@@ -234,12 +308,26 @@ ModelConfig model_preset(std::string_view name) {
     config.d_model = preset.d_model;
     config.num_layers = preset.num_layers;
     config.num_heads = preset.num_heads;
+    config.num_groups = preset.num_groups;
     config.d_ff = preset.d_ff;
     config.d_state = preset.d_state;
     config.chunk = preset.chunk;
-    config.attn_period = preset.state_space ? 8 : 1;
-    config.attn_offset = preset.state_space ? 7 : 0;
-    config.learned_residual = preset.state_space;
+    config.learned_residual = preset.kind == Kind::transxssm;
+    if (preset.kind == Kind::llama) {
+      config.attn_period = 1;
+      config.attn_offset = 0;
+    }
+    if (preset.kind == Kind::mamba2) {
+      config.attn_period = 0;
+      config.attn_offset = 0;
+    }
+    if (preset.kind == Kind::mamba2 || preset.kind == Kind::jamba) {
+      config.attention_rope = false;
+      config.ssd_position = SsdPosition::conv1d;
+      config.ssd_expand = 2;
+      config.ssd_gate = true;
+      config.d_skip = true;
+    }
     return config;
   }
   throw UsageError("preset: \"{}\" is not known; known presets are {}", name,

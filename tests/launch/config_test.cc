@@ -233,7 +233,22 @@ TEST(Config, GoldenComplaints) {
        1,
        "--set model.preset=teeny: model.preset: \"teeny\" is not known; known presets are tiny, "
        "transxssm-320m, "
-       "transxssm-1.3b, transxssm-7b, transxssm-13b, llama-320m, llama-1.3b"},
+       "transxssm-1.3b, transxssm-7b, transxssm-13b, llama-320m, llama-1.3b, mamba2-320m, "
+       "mamba2-1.3b, jamba-320m, jamba-1.3b"},
+      {"",
+       {"model.ssd_position=conv"},
+       1,
+       "--set model.ssd_position=conv: model.ssd_position: \"conv\" is not known; legal values are rope, "
+       "conv1d, none"},
+      {"",
+       {"model.rope_scaling=yarn", "model.rope_scaling_factor=0"},
+       1,
+       "--set model.rope_scaling_factor=0: model.rope_scaling_factor: 0 is out of range; it must be at least "
+       "1 and at most 1000000"},
+      {"",
+       {"model.layer_pattern=SSSA"},
+       1,
+       "--set model.layer_pattern=SSSA: model.layer_pattern: has 4 letters; num_layers 8 needs one a layer"},
       {"",
        {"model.num_heads=6"},
        1,

@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,17 +25,106 @@ TEST(ModelConfig, TextRoundTripIsIdenticalForEveryPreset) {
   }
 }
 
+// One field a line, in the words of the text.
+const char* const kEveryField = R"(vocab_size: 131
+d_model: 48
+num_layers: 3
+num_heads: 2
+num_kv_heads: 1
+d_ff: 40
+d_state: 16
+num_groups: 1
+chunk: 24
+attn_period: 4
+attn_offset: 2
+rope_base: 500.125
+norm_eps: 3e-07
+learned_residual: false
+tie_embeddings: false
+d_skip: true
+initializer_range: 0.1
+max_position_embeddings: 77
+layer_pattern: "SAS"
+attention_rope: false
+ssd_position: "conv1d"
+ssd_expand: 3
+ssd_gate: true
+conv_kernel: 5
+rope_scaling: "yarn"
+rope_scaling_factor: 2.5
+rope_original_length: 33
+log_n_scale: true
+)";
+
 TEST(ModelConfig, EveryFieldSurvivesTheText) {
-  ModelConfig c;
-  c = {131, 48, 3, 2, 1, 40, 16, 1, 24, 4, 2, 500.125, 3e-7, false, false, true, 0.1, 77};
-  const std::string text = to_text(c);
-  const ModelConfig back = model_config_from_text(text);
-  EXPECT_EQ(back, c);
-  EXPECT_EQ(back.rope_base, 500.125);
-  EXPECT_EQ(back.initializer_range, 0.1);
-  EXPECT_EQ(back.max_position_embeddings, 77);
-  EXPECT_TRUE(back.d_skip);
-  EXPECT_FALSE(back.tie_embeddings);
+  const ModelConfig c = {.vocab_size = 131,
+                         .d_model = 48,
+                         .num_layers = 3,
+                         .num_heads = 2,
+                         .num_kv_heads = 1,
+                         .d_ff = 40,
+                         .d_state = 16,
+                         .num_groups = 1,
+                         .chunk = 24,
+                         .attn_period = 4,
+                         .attn_offset = 2,
+                         .rope_base = 500.125,
+                         .norm_eps = 3e-7,
+                         .learned_residual = false,
+                         .tie_embeddings = false,
+                         .d_skip = true,
+                         .layer_pattern = "SAS",
+                         .attention_rope = false,
+                         .ssd_position = SsdPosition::conv1d,
+                         .ssd_expand = 3,
+                         .ssd_gate = true,
+                         .conv_kernel = 5,
+                         .rope_scaling = RopeScaling::yarn,
+                         .rope_scaling_factor = 2.5,
+                         .rope_original_length = 33,
+                         .log_n_scale = true,
+                         .initializer_range = 0.1,
+                         .max_position_embeddings = 77};
+  EXPECT_EQ(to_text(c), kEveryField);
+  EXPECT_EQ(model_config_from_text(kEveryField), c);
+  EXPECT_THAT(problems(c), IsEmpty());
+}
+
+TEST(ModelConfig, WordsOfEveryEnumeration) {
+  for (const char* word : {"rope", "conv1d", "none"}) {
+    const std::string text = fmt::format("ssd_position: \"{}\"\n", word);
+    EXPECT_THAT(to_text(model_config_from_text(text)), HasSubstr(text));
+  }
+  for (const char* word : {"none", "linear", "dynamic", "yarn"}) {
+    const std::string text = fmt::format("rope_scaling: \"{}\"\n", word);
+    EXPECT_THAT(to_text(model_config_from_text(text)), HasSubstr(text));
+  }
+  EXPECT_EQ(model_config_from_text("rope_scaling: \"dynamic\"").rope_scaling, RopeScaling::dynamic);
+  EXPECT_EQ(model_config_from_text("ssd_position: \"none\"").ssd_position, SsdPosition::none);
+  EXPECT_THAT([] { model_config_from_text("ssd_position: \"conv\""); },
+              ::testing::ThrowsMessage<UsageError>(
+                  "ssd_position: \"conv\" is not known; legal values are rope, conv1d, none"));
+  EXPECT_THAT([] { model_config_from_text("rope_scaling: \"\""); },
+              ::testing::ThrowsMessage<UsageError>(
+                  "rope_scaling: \"\" is not known; legal values are none, linear, dynamic, yarn"));
+}
+
+TEST(ModelConfig, TextFromBeforeTheSwitchesMeansWhatItMeant) {
+  const std::string text = kEveryField;
+  const std::string old = text.substr(0, text.find("layer_pattern"));
+  const ModelConfig c = model_config_from_text(old);
+  ModelConfig expected = model_config_from_text(kEveryField);
+  expected.layer_pattern = "";
+  expected.attention_rope = true;
+  expected.ssd_position = SsdPosition::rope;
+  expected.ssd_expand = 1;
+  expected.ssd_gate = false;
+  expected.conv_kernel = 4;
+  expected.rope_scaling = RopeScaling::none;
+  expected.rope_scaling_factor = 4;
+  expected.rope_original_length = 2048;
+  expected.log_n_scale = false;
+  EXPECT_EQ(c, expected);
 }
 
 TEST(ModelConfig, FieldsOverrideThePreset) {
@@ -58,6 +148,31 @@ TEST(ModelConfig, PresetsHaveTheShapesOfThePaper) {
   const ModelConfig llama = model_preset("llama-320m");
   EXPECT_EQ(llama.num_attention_layers(), llama.num_layers);
   EXPECT_FALSE(llama.learned_residual);
+  const ModelConfig mamba2 = model_preset("mamba2-320m");
+  EXPECT_EQ(mamba2.num_attention_layers(), 0);
+  EXPECT_EQ(mamba2.d_ff, 0);
+  EXPECT_EQ(mamba2.head_dim(), 64);
+  EXPECT_EQ(mamba2.ssd_heads(), 24);
+  EXPECT_EQ(mamba2.groups(), 1);
+  const ModelConfig jamba = model_preset("jamba-1.3b");
+  EXPECT_EQ(jamba.num_attention_layers(), 3);
+  EXPECT_EQ(jamba.groups(), 8);
+  for (const ModelConfig& baseline : {mamba2, jamba}) {
+    EXPECT_TRUE(baseline.ssd_position == SsdPosition::conv1d && baseline.ssd_gate && baseline.d_skip);
+    EXPECT_FALSE(baseline.attention_rope || baseline.learned_residual);
+  }
+}
+
+TEST(ModelConfig, LayerKinds) {
+  ModelConfig c = model_preset("tiny");
+  c.layer_pattern = "SSSASSSA";
+  EXPECT_EQ(c.num_attention_layers(), 2);
+  EXPECT_TRUE(c.is_attention(3) && c.is_attention(7));
+  EXPECT_FALSE(c.is_attention(4));
+  c.layer_pattern = "";
+  c.attn_period = 0;
+  EXPECT_EQ(c.num_attention_layers(), 0);
+  EXPECT_THAT(problems(c), IsEmpty());
 }
 
 TEST(ModelConfig, BrokenTextNamesLineAndColumn) {
@@ -93,9 +208,47 @@ TEST(ModelConfig, EveryProblemIsNamedWithTheNearestLegalValue) {
   EXPECT_THAT(problems(c),
               ElementsAre("num_kv_heads: 3 does not divide num_heads 4; the nearest legal values are 2 and 4",
                           "num_groups: 8 does not divide num_heads 4; the nearest legal values are 4"));
-  EXPECT_EQ(problems(ModelConfig()).size(), 5u);
+  EXPECT_EQ(problems(ModelConfig()).size(), 4u);
   EXPECT_EQ(problems(ModelConfig())[0],
             "vocab_size: is not set; give a value from 1 to 16777216, or a preset");
+}
+
+TEST(ModelConfig, ProblemsOfTheSwitches) {
+  ModelConfig c = model_preset("jamba-320m");
+  c.d_ff = 0;
+  EXPECT_THAT(problems(c), IsEmpty());
+  c.layer_pattern = "SSxA";
+  c.ssd_expand = 17;
+  c.conv_kernel = 9;
+  c.rope_scaling_factor = std::numeric_limits<double>::quiet_NaN();
+  c.rope_original_length = 1;
+  EXPECT_THAT(
+      problems(c),
+      ElementsAre("layer_pattern: letter 3 is \"x\"; legal letters are A and S",
+                  "layer_pattern: has 4 letters; num_layers 24 needs one a layer",
+                  "ssd_expand: 17 is out of range; the nearest legal value is 16",
+                  "conv_kernel: 9 is out of range; the nearest legal value is 8",
+                  "rope_scaling_factor: nan is out of range; it must be at least 1 and at most 1000000",
+                  "rope_original_length: 1 is out of range; the nearest legal value is 2"));
+  c = model_preset("jamba-320m");
+  c.ssd_expand = 0;
+  c.conv_kernel = 0;
+  c.d_ff = -1;
+  c.rope_scaling_factor = 0.5;
+  EXPECT_EQ(problems(c).size(), 4u);
+  c = model_preset("jamba-320m");
+  c.num_groups = 10;
+  EXPECT_THAT(problems(c), ElementsAre("num_groups: 10 does not divide ssd_expand x num_heads 24; the "
+                                       "nearest legal values are 8 and 12"));
+  c.num_groups = 24;  // a group a head
+  EXPECT_THAT(problems(c), IsEmpty());
+  c.max_position_embeddings = 1;
+  EXPECT_THAT(problems(c), IsEmpty());
+  c.log_n_scale = true;
+  EXPECT_THAT(problems(c), ElementsAre("max_position_embeddings: 1 is out of range with log_n_scale; the "
+                                       "nearest legal value is 2"));
+  c.rope_scaling = RopeScaling::linear;
+  EXPECT_THAT(problems(c), IsEmpty());
 }
 
 TEST(ModelConfig, StateSpaceFieldsAreNotCheckedWithoutStateSpaceLayers) {
@@ -136,6 +289,22 @@ TEST(ModelConfig, MeshesThatDoNotFit) {
   EXPECT_THAT(mesh_problems(c, 1, 4),
               ElementsAre("parallel.tp: 4 neither divides nor is a multiple of num_kv_heads "
                           "3; legal values are 1, 3, 6, 12"));
+}
+
+TEST(ModelConfig, MeshesOfBaselines) {
+  // 8 groups on 12 heads: 1, 2 and 4 divide both; 12 ranks share no group evenly. Without FFN and attention
+  // nothing but heads and the one group counts.
+  const ModelConfig jamba = model_preset("jamba-320m");
+  EXPECT_THAT(mesh_problems(jamba, 1, 4), IsEmpty());
+  EXPECT_THAT(mesh_problems(jamba, 1, 12),
+              ElementsAre("parallel.tp: 12 does not divide d_ff 2944; legal values are 1, 2, 4",
+                          "parallel.tp: 12 neither divides nor is a multiple of num_groups 8; legal values "
+                          "are 1, 2, 4"));
+  const ModelConfig mamba2 = model_preset("mamba2-320m");
+  for (int tp : {1, 2, 3, 4, 6, 12}) EXPECT_THAT(mesh_problems(mamba2, 74, tp), IsEmpty()) << tp;
+  EXPECT_THAT(
+      mesh_problems(mamba2, 1, 24),
+      ElementsAre("parallel.tp: 24 does not divide num_heads 12; legal values are 1, 2, 3, 4, 6, 12"));
 }
 
 }  // namespace
