@@ -150,9 +150,11 @@ std::vector<int64_t> prune_checkpoints(FileSystem& files, const std::string& che
   for (const CheckpointInfo& info : list_checkpoints(files, checkpoints_dir)) {
     if (!info.valid) continue;  // neither counted nor deleted: somebody may want to look at it
     const bool milestone = retention.keep_every > 0 && info.step % retention.keep_every == 0;
-    const bool source =
-        !retention.resumed_from.empty() && name_of(info.path) == name_of(retention.resumed_from);
-    if (kept++ < retention.keep_last || milestone || source) continue;
+    const auto is = [&](const std::string& path) {
+      return !path.empty() && name_of(info.path) == name_of(path);
+    };
+    if (kept++ < retention.keep_last || milestone || is(retention.resumed_from) || is(retention.just_saved))
+      continue;
     discard(files, checkpoints_dir, name_of(info.path), info.step);
     removed.push_back(info.step);
   }

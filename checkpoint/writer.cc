@@ -220,7 +220,9 @@ void tidy(FileSystem& files, const std::string& checkpoints_dir, const Manifest&
     const std::string replaced = aside_name(Aside::replaced, step, manifest.save_uuid);
     if (files.exists(checkpoints_dir + "/" + replaced)) discard(files, checkpoints_dir, replaced, step);
   });
-  attempt("older ones could not be deleted", [&] { prune_checkpoints(files, checkpoints_dir, retention); });
+  Retention kept = retention;
+  kept.just_saved = checkpoints_dir + "/" + step_name(step);
+  attempt("older ones could not be deleted", [&] { prune_checkpoints(files, checkpoints_dir, kept); });
 }
 
 std::vector<FileRef> written_files(Communicator& comm, const Written& mine,

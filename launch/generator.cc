@@ -9,6 +9,9 @@
 namespace transxssm {
 
 int32_t sample_token(std::span<const float> logits, const SamplingOptions& options, uint64_t draw) {
+  for (float logit : logits)
+    if (!std::isfinite(logit))
+      throw NumericsError("a logit is {}: the weights of this checkpoint are not usable", logit);
   const auto likeliest = std::max_element(logits.begin(), logits.end());
   if (options.temperature == 0) return static_cast<int32_t>(likeliest - logits.begin());
 
@@ -69,7 +72,9 @@ void Generator::generate(std::span<const int32_t> prompt, int64_t count, const S
                          const std::function<bool(int32_t)>& on_token) {
   std::vector<int32_t> pending(prompt.begin(), prompt.end());
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t token = sample_token(next_logits(pending), options, static_cast<uint64_t>(i));
+    int32_t token = sample_token(next_logits(pending), options, static_cast<uint64_t>(i));
+    mesh_.world().broadcast(Tensor(&token, DType::i32, {1}),
+                            0);  // hosts of unlike kinds may round differently
     if (!on_token(token)) return;
     pending.assign(1, token);
   }

@@ -140,6 +140,7 @@ committed() { compgen -G "$run/checkpoints/step-*/COMMIT" >/dev/null; }
 
 if [ ! -e "$run/complete" ]; then
   if ! committed; then
+    rm -rf "$run"  # what a start left that was killed before its first checkpoint
     say "Pretraining on 4 ranks: 2 pipeline stages x 2 tensor-parallel halves"
     interrupt_at=$((steps * 2 / 5))
     train --set parallel.pp=2 --set parallel.tp=2

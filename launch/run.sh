@@ -94,9 +94,4 @@ while :; do  # a trapped signal ends wait before the job ends
   $interrupted || break
 done
 
-if [ "$status" = 75 ] && [ "${1-}" = train ]; then
-  resume=" --resume auto"
-  [[ " $* " != *" --resume"* ]] || resume=
-  echo "run.sh: saved and stopped (exit 75); resume with: $self -n $ranks${options[*]:+ ${options[*]}} -- $*$resume" >&2
-fi
 exit "$status"

@@ -1,5 +1,6 @@
 #include "launch/trainer.h"
 
+#include <array>
 #include <cmath>
 
 #include "launch/plan.h"
@@ -93,17 +94,27 @@ StepResult Trainer::step() {
 
   optimizer_->reduce_gradients();
   result.gradient_norm = optimizer_->gradient_norm();
-  if (!std::isfinite(result.gradient_norm)) {
-    const std::string name = optimizer_->first_not_finite();
-    throw NumericsError("step {}: the gradient norm is {} (loss {:.4f}); rank {}: {}", steps_done_ + 1,
-                        result.gradient_norm, result.loss, mesh_.world().rank(),
-                        name.empty() ? "its own gradients are finite" : "first not finite here: " + name);
-  }
+  if (!std::isfinite(result.gradient_norm))
+    throw NumericsError("step {}: the gradient norm is {} (loss {:.4f}); {}", steps_done_ + 1,
+                        result.gradient_norm, result.loss, not_finite_gradients());
 
   ++steps_done_;
   result.learning_rate = learning_rate_.at(steps_done_);
   optimizer_->update(result.learning_rate, result.gradient_norm, steps_done_);
   return result;
+}
+
+// Which gradients are not finite, the same words on every rank.
+std::string Trainer::not_finite_gradients() {
+  const std::string name = optimizer_->first_not_finite();
+  double lowest = name.empty() ? -1e9 : -mesh_.world().rank();  // the maximum names the lowest rank
+  mesh_.world().all_reduce(Tensor(&lowest, DType::f64, {1}), ReduceOp::max);
+  if (lowest == -1e9) return "every rank's own gradients are finite, their squares overflow";
+  const int rank = static_cast<int>(-lowest);
+  std::array<char, 256> text{};
+  name.copy(text.data(), text.size() - 1);
+  mesh_.world().broadcast(Tensor(text.data(), DType::u8, {static_cast<int64_t>(text.size())}), rank);
+  return fmt::format("first not finite on rank {}: {}", rank, text.data());
 }
 
 EvaluationSum Trainer::evaluate() {

@@ -43,6 +43,9 @@ class Trainer {
   // Loss of batch() without gradients. Collective.
   EvaluationSum evaluate();
 
+  // Of the steps to come, in place of the configuration's.
+  void set_learning_rate(const LearningRateSchedule& schedule) { learning_rate_ = schedule; }
+
   int64_t steps_done() const { return steps_done_; }
   void set_steps_done(int64_t steps) { steps_done_ = steps; }
   // Weights and moments as boxes of logical tensors; of the copies in the job one is the owner.
@@ -50,10 +53,12 @@ class Trainer {
 
   Mesh& mesh() { return mesh_; }
   const Network& network() const { return network_; }
+  TrainingWork& work() { return *work_; }
   const Pipeline& pipeline() const { return pipeline_; }
 
  private:
   int64_t count_valid_targets();
+  std::string not_finite_gradients();
 
   TrainConfig config_;
   Stream& stream_;

@@ -2,12 +2,11 @@
 
 #include <chrono>
 #include <cmath>
-#include <memory>
 #include <numbers>
 #include <optional>
+#include <system_error>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/run_lock.h"
 #include "launch/plan.h"
 #include "launch/progress.h"
 #include "launch/progress_bar.h"
@@ -57,6 +56,8 @@ class TrainingRun {
     prepare_directory();
     open_validation();
     resume();
+    if (world_.rank() == 0)
+      write_file_atomically(files_, run_directory_ + "/config.textproto", to_text(config_));
     if (world_.rank() == 0) metrics_.emplace(run_directory_, trainer_.steps_done() + 1, facts());
     tokens_at_start_ = state_.consumed_tokens;
     last_log_ = start_ = Clock::now();
@@ -65,14 +66,14 @@ class TrainingRun {
       const bool last = trainer_.steps_done() == config_.schedule().steps();
       const AgreedSignal signal = options_.signal(world_, trainer_.steps_done());
       if (signal.request == StopRequest::save_and_exit && !last) return stop_early(signal);
-      if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
       if (due(config_.checkpoint().every_steps()) || (signal.request == StopRequest::save_and_go_on && !last))
         save(false);
+      if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
     }
-    validate(config_.log().final_validation_rows());
     save(true);
+    validate(config_.log().final_validation_rows());
     if (world_.rank() == 0) {
-      write_report(run_directory_);
+      report();
       log_info("done: {} steps, {} tokens; checkpoint {}, report {}/report.html", trainer_.steps_done(),
                format_count(state_.consumed_tokens), last_saved_, run_directory_);
     }
@@ -88,11 +89,12 @@ class TrainingRun {
   // Everything that can be wrong with the run directory is found before step 1.
   void prepare_directory() {
     if (world_.rank() == 0) {
-      create_directories(files_, run_directory_);
-      lock_.emplace(run_directory_);
-      create_directories(files_, checkpoints_);
-      remove_leftovers(files_, checkpoints_);
-      write_file_atomically(files_, run_directory_ + "/config.textproto", to_text(config_));
+      try {
+        create_directories(files_, checkpoints_);
+        remove_leftovers(files_, checkpoints_);
+      } catch (const std::system_error& error) {
+        throw CheckpointSaveError("checkpoints cannot be kept in {}: {}", checkpoints_, error.what());
+      }
     }
     check_writable(world_, files_, checkpoints_, 2 * make_plan(config_).checkpoint_bytes);
   }
@@ -102,6 +104,10 @@ class TrainingRun {
     int32_t end_of_document = 0;
     if (!d.tokenizer().empty()) {
       const Tokenizer tokenizer = Tokenizer::load(d.tokenizer());
+      if (tokenizer.vocab_size() > config_.model().vocab_size())
+        throw UsageError(
+            "data.tokenizer {} has {} tokens, but model.vocab_size is {}: set it to at least that",
+            d.tokenizer(), tokenizer.vocab_size(), config_.model().vocab_size());
       text_.tokenizer_json = tokenizer.to_json();
       end_of_document = tokenizer.end_of_document().value_or(0);
       for (int32_t id = 0; id < config_.model().vocab_size(); ++id)
@@ -137,6 +143,7 @@ class TrainingRun {
     const Fallback fallback =
         config_.checkpoint().fallback() == "previous" ? Fallback::previous : Fallback::stop;
     const auto path = select_checkpoint(world_, files_, checkpoints_, options_.resume, fallback);
+    refuse_later_checkpoints(path ? read_manifest(world_, files_, *path).state.step : 0);
     if (!path) return;
     compare_with(read_manifest(world_, files_, *path));
     const LoadedCheckpoint loaded = load_checkpoint(world_, files_, *path, trainer_.checkpoint_tensors());
@@ -144,6 +151,8 @@ class TrainingRun {
     state_.consumed_samples = loaded.state.consumed_samples;
     state_.consumed_tokens = loaded.state.consumed_tokens;
     state_.run_uuid = loaded.state.run_uuid;
+    state_.loss = loaded.state.loss;
+    state_.learning_rate = loaded.state.learning_rate;
     trainer_.set_steps_done(loaded.state.step);
     resumed_from_ = *path;
     if (path->starts_with(checkpoints_ + "/")) {  // what this run would save at this step is there
@@ -158,9 +167,21 @@ class TrainingRun {
                                                 saved.dp, saved.cp, saved.tp, mesh.to_string()));
   }
 
+  // A run that starts below steps that are already there would leave two histories in one directory, and
+  // --resume auto would take up the other one.
+  void refuse_later_checkpoints(int64_t start) const {
+    if (options_.resume == "auto") return;
+    for (const CheckpointInfo& info : list_checkpoints(files_, checkpoints_))
+      if (info.valid && info.step > start)
+        throw UsageError(
+            "{} is newer than step {}, where --resume {} starts: give another log.run_directory, or move "
+            "the later checkpoints away",
+            info.path, start, options_.resume);
+  }
+
   // What a resumed run must share with the checkpoint, and what a user should know when it does not.
   void compare_with(const LoadedCheckpoint& checkpoint) const {
-    if (checkpoint.text.model_config != text_.model_config)
+    if (model_config_from_text(checkpoint.text.model_config) != model_config(config_))
       throw UsageError(
           "the model of {} is another one.\nThere:\n{}\nHere:\n{}\nChange the section model, or give "
           "another log.run_directory.",
@@ -231,6 +252,7 @@ class TrainingRun {
       sum.valid_targets += part.valid_targets;
     }
     if (world_.rank() != 0) return;
+    if (sum.valid_targets == 0) return log_warning("validation: no target in the first {} rows", num_rows);
     const double loss = sum.loss / static_cast<double>(sum.valid_targets);
     const double bytes =
         bytes_of_id_.empty() ? 0 : static_cast<double>(validation_->text_bytes(bytes_of_id_, num_rows));
@@ -241,6 +263,15 @@ class TrainingRun {
              format_count(sum.valid_targets));
     last_log_ = Clock::now();
     steps_since_log_ = 0;
+  }
+
+  // A picture of the run is never worth the run.
+  void report() const {
+    try {
+      write_report(run_directory_);
+    } catch (const Error& error) {
+      log_warning("no report: {}", error.what());
+    }
   }
 
   // A save that fails leaves the older checkpoints as they are and costs a warning, until too many failed in
@@ -263,7 +294,7 @@ class TrainingRun {
       log_warning("{} Training goes on; {} of at most {} saves in a row failed.", error.what(), failed_saves_,
                   config_.checkpoint().max_failed_saves());
     }
-    if (world_.rank() == 0) write_report(run_directory_);
+    if (world_.rank() == 0) report();
     last_log_ = Clock::now();
     steps_since_log_ = 0;
   }
@@ -297,7 +328,6 @@ class TrainingRun {
   std::string run_directory_, checkpoints_;
   TrainingData data_;
   Trainer trainer_;
-  std::optional<RunLock> lock_;           // rank 0
   std::optional<MetricsWriter> metrics_;  // rank 0
   std::optional<ValidationSet> validation_;
   std::vector<int32_t> bytes_of_id_;  // [V]; empty without a tokenizer

@@ -183,8 +183,8 @@ int Worker::take_threads(int requested, bool pin) {
 int run_worker(const std::function<int(Worker&)>& body) {
   std::unique_ptr<Worker> worker;
   try {
+    install_signal_handlers();  // first: a signal while MPI starts must not kill the job
     worker = std::make_unique<Worker>();
-    install_signal_handlers();
     return body(*worker);
   } catch (...) {
     const Failure failure = current_failure();

@@ -24,6 +24,7 @@ Head::Head(const ModelConfig& config, const Shard& shard, ParameterStore& store,
       vocab_size_(config.vocab_size),
       first_id_(shard.vocabulary.begin),
       local_vocab_(shard.vocabulary.count),
+      widest_vocab_(shard.vocabulary.padded),
       eps_(config.norm_eps) {
   norm_ = store.declare({.name = "model.final_layernorm.weight",
                          .global_shape = {d_},
@@ -75,8 +76,7 @@ double Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x
   normalise(stream, x, s.normed, s.rstd);
   boundary_.enter_forward(s.normed);
 
-  const int64_t chunk =
-      std::min(num_tokens, std::max(kMinChunkTokens, kChunkLogits / std::max<int64_t>(1, local_vocab_)));
+  const int64_t chunk = std::min(num_tokens, std::max(kMinChunkTokens, kChunkLogits / widest_vocab_));
   Scratch scratch(stream, (chunk * local_vocab_ + 3 * chunk) * dtype_bytes(DType::f32) + 2 * kAlignment);
   double loss = 0;
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
@@ -134,7 +134,7 @@ void Head::backward_input(Stream& stream, const Tensor& x, const Tensor& dx, Car
 
 void Head::logits(Stream& stream, const Tensor& x, const Tensor& logits) const {
   const int64_t n = x.size(0);
-  const int64_t columns = (vocab_size_ + tp_->size() - 1) / tp_->size();  // of the largest slice
+  const int64_t columns = widest_vocab_;
   Scratch scratch(stream,
                   (n * d_ + n + (1 + tp_->size()) * n * columns) * dtype_bytes(DType::f32) + 4 * kAlignment);
   Carver carver = scratch.carver();

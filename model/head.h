@@ -52,6 +52,7 @@ class Head {
   Boundary boundary_;
   Communicator* tp_;
   int64_t d_, vocab_size_, first_id_, local_vocab_;
+  int64_t widest_vocab_;  // of any rank: chunks of tokens must be the same everywhere
   double eps_;
   int norm_ = 0, weight_ = 0;
 };

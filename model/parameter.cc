@@ -14,6 +14,8 @@ float initial_value(Init init, const Rng& rng, uint64_t index, double range) {
   switch (init) {
     case Init::normal:
       return static_cast<float>(range * rng.normal(index));
+        case Init::uniform:
+      return static_cast<float>(range * (2 * rng.uniform(index) - 1));
     case Init::ones:
       return 1.0f;
     case Init::a_log:
@@ -75,7 +77,8 @@ void ParameterStore::initialise(Stream& stream, uint64_t seed, double initialize
     parallel_ranges(stream, rows * columns, 1024, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t index = (first_row + i / columns) * global_columns + first_column + i % columns;
-        weight[i] = initial_value(p.spec.init, rng, static_cast<uint64_t>(index), initializer_range);
+        weight[i] = initial_value(p.spec.init, rng, static_cast<uint64_t>(index),
+                                  p.spec.init == Init::uniform ? p.spec.init_range : initializer_range);
       }
     });
   }
@@ -83,16 +86,18 @@ void ParameterStore::initialise(Stream& stream, uint64_t seed, double initialize
 
 Tensor ParameterStore::fused(const Tensor& flat, int first, int count) const {
   if (flat.empty()) return {};  // gradients, in inference
-  int64_t rows = 0;
   const Parameter& head = (*this)[first];
-  const int64_t columns = head.spec.box.extent[1];
+  Shape shape = head.spec.box.extent;
+  const int64_t columns = shape.rank() == 1 ? 1 : shape[1];
+  shape[0] = 0;
   for (int i = first; i < first + count; ++i) {
     const Parameter& p = (*this)[i];
-    TRANSXSSM_CHECK(p.offset == head.offset + rows * columns && p.spec.box.extent[1] == columns,
+    TRANSXSSM_CHECK(p.offset == head.offset + shape[0] * columns && p.spec.box.extent.rank() == shape.rank() &&
+                        p.spec.box.extent.num_elements() == p.spec.box.extent[0] * columns,
                     "{} does not follow its neighbour", p.spec.name);
-    rows += p.spec.box.extent[0];
+    shape[0] += p.spec.box.extent[0];
   }
-  return Tensor(flat.data<float>() + head.offset, DType::f32, {rows, columns});
+  return Tensor(flat.data<float>() + head.offset, DType::f32, shape);
 }
 
 Tensor ParameterStore::fused_weight(int first, int count) const {

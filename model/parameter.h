@@ -16,6 +16,7 @@ namespace transxssm {
 
 enum class Init {
   normal,   // normal(0, ModelConfig::initializer_range)
+  uniform,  // in +-ParameterSpec::init_range
   ones,     // norms, residual weights, D skip
   a_log,    // log of uniform [1, 16]
   dt_bias,  // inverse softplus of log-uniform [1e-3, 1e-1]
@@ -26,6 +27,7 @@ struct ParameterSpec {
   Shape global_shape;  // logical, without padding
   Box box;             // the part of it on this rank
   Init init = Init::normal;
+  double init_range = 0;  // of Init::uniform
   // Copies: number of neighbouring tp ranks whose copies meet different data, so that their gradients are
   // summed (KV heads or state groups shared by ranks). 1: none. Every gradient is summed over dp besides.
   int gradient_sum_share = 1;
@@ -57,7 +59,7 @@ class ParameterStore {
 
   const Parameter& operator[](int index) const { return parameters_[static_cast<size_t>(index)]; }
   const std::vector<Parameter>& all() const { return parameters_; }
-  // One [sum of rows, columns] view over `count` adjacent matrices: of their weights or gradients.
+  // One view [sum of rows, columns] over `count` adjacent matrices (or vectors): of their weights or gradients.
   Tensor fused_weight(int first, int count) const;
   Tensor fused_gradient(int first, int count) const;
 

@@ -10,7 +10,8 @@ namespace transxssm {
 
 struct Shard {
   int tp_rank = 0;
-  UnitShare heads;             // attention and SSD heads
+  UnitShare heads;             // attention heads
+  UnitShare ssd_heads;         // state-space heads
   UnitShare kv_heads;          // key/value heads
   UnitShare groups;            // SSD state groups
   UnitShare ff;                // FFN columns

@@ -111,6 +111,7 @@ void TrainingWork::backward_input(int microbatch, int slot_index, const Tensor& 
   const Slot& slot = slots_[static_cast<size_t>(slot_index)];
   const Shape residual = {rows_ * tokens_, network_.config().d_model};
   const TokenContext tokens = context(microbatches_[static_cast<size_t>(microbatch)], slot);
+  pending_microbatch_ = microbatch;
   const size_t layers = network_.layers().size();
   if (network_.head())
     network_.head()->backward_input(stream_, slot.x[layers], pending_.dy[layers], slot.saved[layers]);
@@ -128,6 +129,9 @@ void TrainingWork::backward_weight(int microbatch, int slot_index) {
   const Slot& slot = slots_[static_cast<size_t>(slot_index)];
   const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
   const TokenContext tokens = context(batch, slot);
+  TRANSXSSM_CHECK(pending_microbatch_ == microbatch,
+                  "W of microbatch {} follows B of {}: one set of gradients waits", microbatch,
+                  pending_microbatch_);
   for (size_t i = network_.layers().size(); i-- > 0;)
     network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], slot.saved[i],
                                           pending_.layers[i]);

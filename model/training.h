@@ -66,6 +66,7 @@ class TrainingWork : public StageWork {
   std::span<const Batch> microbatches_;
   double loss_scale_ = 0;
   double loss_sum_ = 0;
+  int pending_microbatch_ = -1;  // whose input gradients are in pending_
   bool training_ = false;
   LayerObserver observer_;
 };

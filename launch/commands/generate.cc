@@ -49,6 +49,11 @@ int generate(const Arguments& arguments, Worker& worker) {
   const Tokenizer tokenizer =
       Tokenizer::from_json(manifest.text.tokenizer_json, *path + "/run/tokenizer.json");
   const ModelConfig config = model_config_from_text(manifest.text.model_config);
+  if (const auto mistakes = problems(config); !mistakes.empty())
+    throw CheckpointError("{}: its model configuration is wrong: {}", *path, fmt::join(mistakes, "; "));
+  if (tokenizer.vocab_size() > config.vocab_size)
+    throw CheckpointError("{}: its tokenizer has {} tokens, its model {}", *path, tokenizer.vocab_size(),
+                          config.vocab_size);
 
   MeshShape shape{.pp = static_cast<int>(arguments.integer("--pp", 1)), .tp = 1};
   shape.tp =

@@ -4,8 +4,10 @@
 
 #include <chrono>
 #include <cstdio>
+#include <optional>
 #include <system_error>
 
+#include "checkpoint/run_lock.h"
 #include "launch/config.h"
 #include "launch/plan.h"
 #include "launch/training_run.h"
@@ -43,7 +45,11 @@ int train(const Arguments& arguments, Worker& worker) {
   }
   const TrainConfig config = load_config(arguments.text("--config"), arguments.list("--set"), worker.size());
   const std::string& run_directory = config.log().run_directory();
-  if (worker.rank() == 0) make_run_directory(run_directory);
+  std::optional<RunLock> lock;  // before anything in the directory is touched
+  if (worker.rank() == 0) {
+    make_run_directory(run_directory);
+    lock.emplace(run_directory);
+  }
   worker.world().set_timeout(std::chrono::duration_cast<std::chrono::nanoseconds>(
       std::chrono::duration<double>(config.parallel().timeout_seconds())));
   worker.world().barrier();

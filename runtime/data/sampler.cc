@@ -133,7 +133,8 @@ TrainingData::TrainingData(const TrainingDataSpec& spec) : spec_(spec), blend_(w
     total += static_cast<uint64_t>(range.size());
     sources_.push_back({std::move(file), range, samples, offsets});
   }
-  digest_ = uint64_t{hash} << 32 ^ total;
+  digest_ = uint64_t{hash} << 32 ^ total ^ static_cast<uint64_t>(spec_.tokens) << 1 ^
+            (spec_.pack_documents ? 1 : 0);
 }
 
 void TrainingData::fill(int64_t first_sample, const Batch& batch) const {

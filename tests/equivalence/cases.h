@@ -21,6 +21,16 @@ inline Case awkward_case() {
           .clip_norm = 0.25};
 }
 
+inline Case untied_case() {
+  return {.model =
+              "vocab_size: 50257 d_model: 32 num_layers: 4 num_heads: 4 num_kv_heads: 1 d_ff: 48 d_state: 8 "
+              "num_groups: 2 chunk: 16 attn_period: 2 attn_offset: 0 tie_embeddings: false learned_residual: "
+              "false",
+          .tokens = 340,
+          .global_batch = 2,
+          .documents = true};
+}
+
 // The preset `tiny` at 512 tokens a step.
 inline Case tiny_case() {
   return {.model = "preset: 'tiny'", .tokens = 64, .global_batch = 8};

@@ -31,10 +31,12 @@ int main(int argc, char** argv) {
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
   int failures = 0;
+  int compared = 0;
   {
     const auto world = mpi_world();
     for (const MeshCase& mesh : meshes()) {
       if (mesh.shape.size() != world->size()) continue;
+      ++compared;
       const RunResult result = run_rank(awkward_case(), mesh, 20, *world);
       if (world->rank() == 0) failures += check(mesh, result);
       world->barrier();
@@ -44,5 +46,5 @@ int main(int argc, char** argv) {
     failures = static_cast<int>(sum);
   }
   MPI_Finalize();
-  return failures == 0 ? 0 : 1;
+  return failures == 0 && compared > 0 ? 0 : 1;
 }

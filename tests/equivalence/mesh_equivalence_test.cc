@@ -75,6 +75,11 @@ void check_mesh_case(const Case& test, const MeshCase& mesh, bool tiny) {
   EXPECT_EQ(sum_of(run.weight_elements),
             expected_elements(model_config(make_config(test, mesh)), mesh.shape));
   check_traffic(test, mesh, run);
+  std::map<std::string, uint32_t> checksums;
+  for (size_t r = 0; r < run.weight_checksums.size(); ++r)
+    for (const auto& [part, checksum] : run.weight_checksums[r])
+      EXPECT_EQ(checksums.emplace(part, checksum).first->second, checksum)
+          << part << " on rank " << r << " is no copy";
   const int64_t microbatches = test.global_batch / mesh.shape.dp / mesh.microbatch_size;
   for (size_t r = 0; r < run.max_slots.size(); ++r) {
     const int stage = mesh_coordinate(mesh.shape, static_cast<int>(r)).pp;
@@ -83,6 +88,21 @@ void check_mesh_case(const Case& test, const MeshCase& mesh, bool tiny) {
     EXPECT_EQ(run.max_slots[r], limit) << "rank " << r;
   }
 }
+
+// Untied, plain residuals, attention in the middle; tp copies of heads and groups together with pp and dp; an
+// uneven vocabulary whose slices differ over ranks, with more than one chunk of logits.
+class Untied : public testing::TestWithParam<MeshCase> {};
+TEST_P(Untied, EqualsOneRank) {
+  const Case test = untied_case();
+  static const RunResult one = run_threads(test, {}, 3);
+  EXPECT_THAT(differences(run_threads(test, GetParam(), 3), one), testing::IsEmpty());
+}
+INSTANTIATE_TEST_SUITE_P(Meshes, Untied,
+                         testing::Values(MeshCase{{.pp = 1, .dp = 1, .cp = 1, .tp = 4}},
+                                         MeshCase{{.pp = 2, .dp = 1, .cp = 1, .tp = 4}},
+                                         MeshCase{{.pp = 1, .dp = 2, .cp = 1, .tp = 4}},
+                                         MeshCase{{.pp = 4, .dp = 2, .cp = 1, .tp = 1}}),
+                         [](const auto& mesh) { return mesh.param.name(); });
 
 class Awkward : public testing::TestWithParam<MeshCase> {};
 TEST_P(Awkward, EqualsOneRank) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "parallel/local.h"
+#include "runtime/crc32c.h"
 #include "runtime/rng.h"
 
 namespace transxssm::equivalence {
@@ -121,6 +122,10 @@ RunResult run_rank(const Case& test, const MeshCase& mesh_case, int steps, Commu
   }
   result.final_weights = gather_all(trainer, model, world, contribute, &Parameter::weight);
   const ParameterStore& parameters = trainer.network().parameters();
+  auto& checksums = result.weight_checksums.emplace_back();
+  for (const Parameter& p : parameters.all())
+    checksums[p.spec.name + " " + p.spec.box.to_string()] =
+        crc32c({static_cast<const std::byte*>(p.weight.raw()), static_cast<size_t>(p.weight.num_bytes())});
   result.weight_elements = gather_counts(world, parameters.num_elements());
   for (int64_t owned : gather_counts(world, contribute ? parameters.num_owned_elements() : 0))
     result.num_parameters += owned;
@@ -136,7 +141,10 @@ RunResult run_threads(const Case& test, const MeshCase& mesh, int steps) {
     results[static_cast<size_t>(world.rank())] = run_rank(test, mesh, steps, world);
   });
   RunResult result = std::move(results.front());
-  for (size_t r = 1; r < results.size(); ++r) result.bytes_sent.push_back(results[r].bytes_sent.front());
+  for (size_t r = 1; r < results.size(); ++r) {
+    result.bytes_sent.push_back(results[r].bytes_sent.front());
+    result.weight_checksums.push_back(results[r].weight_checksums.front());
+  }
   return result;
 }
 

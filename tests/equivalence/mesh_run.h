@@ -31,6 +31,8 @@ struct RunResult {
   std::vector<double> loss, gradient_norm;  // by step
   NamedValues initial_weights, gradients;   // gradients of step 1, summed over all ranks that share them
   NamedValues final_weights;
+  // Checksum of each parameter's weights on this rank, by name and box: copies must agree to the bit.
+  std::vector<std::map<std::string, uint32_t>> weight_checksums;
   int64_t num_parameters = 0;                              // owned elements over all ranks
   std::vector<int64_t> weight_elements;                    // by rank, copies included
   std::vector<int> max_slots;                              // by rank
