@@ -57,6 +57,24 @@ void run(Stream& stream, const SwigluForward& args) {
 void run(Stream& stream, const SwigluBackward& args) {
   run_on_device(stream, args);
 }
+void run(Stream& stream, const Conv1dForward& args) {
+  run_on_device(stream, args);
+}
+void run(Stream& stream, const Conv1dBackward& args) {
+  run_on_device(stream, args);
+}
+void run(Stream& stream, const GatedNormSquares& args) {
+  run_on_device(stream, args);
+}
+void run(Stream& stream, const GatedNormForward& args) {
+  run_on_device(stream, args);
+}
+void run(Stream& stream, const GatedNormDots& args) {
+  run_on_device(stream, args);
+}
+void run(Stream& stream, const GatedNormBackward& args) {
+  run_on_device(stream, args);
+}
 void run(Stream& stream, const EmbeddingForward& args) {
   run_on_device(stream, args);
 }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "kernels/adamw.h"
+#include "kernels/conv1d.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
+#include "kernels/gated_norm.h"
 #include "kernels/gemm.h"
 #include "kernels/reduce.h"
 #include "kernels/residual.h"
@@ -21,6 +23,12 @@ void run(Stream& stream, const ResidualBackward& args);
 void run(Stream& stream, const Rotary& args);
 void run(Stream& stream, const SwigluForward& args);
 void run(Stream& stream, const SwigluBackward& args);
+void run(Stream& stream, const Conv1dForward& args);
+void run(Stream& stream, const Conv1dBackward& args);
+void run(Stream& stream, const GatedNormSquares& args);
+void run(Stream& stream, const GatedNormForward& args);
+void run(Stream& stream, const GatedNormDots& args);
+void run(Stream& stream, const GatedNormBackward& args);
 void run(Stream& stream, const EmbeddingForward& args);
 void run(Stream& stream, const EmbeddingBackward& args);
 void run(Stream& stream, const CrossEntropyStatistics& args);

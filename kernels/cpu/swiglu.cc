@@ -6,20 +6,12 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/swiglu.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
 
+#include "kernels/cpu/silu-inl.h"
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace transxssm::cpu::HWY_NAMESPACE {
-
-// 1 / (1 + exp(-x)). hn::Exp is right up to some bound only: below its negative the sigmoid stays at a tiny
-// value.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V sigmoid(D d, V x) {
-  const V one = hn::Set(d, 1), bound = hn::Set(d, sizeof(hn::TFromD<D>) == 4 ? 88 : 700);
-  return hn::Div(one, hn::Add(one, hn::Exp(d, hn::Min(hn::Neg(x), bound))));
-}
 
 template <class T>
 void forward(const SwigluForward& args, int64_t begin, int64_t end) {
@@ -35,7 +27,6 @@ void forward(const SwigluForward& args, int64_t begin, int64_t end) {
   }
 }
 
-// silu'(g) = s (1 + g (1 - s)), s the sigmoid of g.
 template <class T>
 void backward(const SwigluBackward& args, int64_t begin, int64_t end) {
   const Rows<T> gates(args.gate), ups(args.up), dys(args.dy), d_gates(args.d_gate), d_ups(args.d_up),
@@ -46,9 +37,8 @@ void backward(const SwigluBackward& args, int64_t begin, int64_t end) {
     T *d_gate = d_gates[t], *d_up = d_ups[t], *y = recompute ? ys[t] : nullptr;
     for_lanes<T>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
       const auto g = hn::LoadU(d, gate + i), u = hn::LoadU(d, up + i), grad = hn::LoadU(d, dy + i);
-      const auto one = hn::Set(d, 1), s = sigmoid(d, g), silu = hn::Mul(g, s);
-      const auto slope = hn::Mul(s, hn::MulAdd(g, hn::Sub(one, s), one));
-      hn::StoreU(hn::Mul(hn::Mul(grad, u), slope), d, d_gate + i);
+      const auto s = sigmoid(d, g), silu = hn::Mul(g, s);
+      hn::StoreU(hn::Mul(hn::Mul(grad, u), silu_slope(d, g, s)), d, d_gate + i);
       hn::StoreU(hn::Mul(grad, silu), d, d_up + i);
       if (recompute) hn::StoreU(hn::Mul(silu, u), d, y + i);
     });
