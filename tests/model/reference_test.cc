@@ -1,0 +1,173 @@
+// Every kind of model, and every switch by itself, computes what the model's definition says: the loss, and
+// the gradient of each parameter against differences of the reference's loss.
+#include "tests/model/reference.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/training.h"
+#include "parallel/local.h"
+#include "runtime/rng.h"
+
+namespace transxssm {
+namespace {
+
+constexpr int64_t kRows = 2;
+constexpr int64_t kTokens = 37;  // no multiple of the chunk
+
+struct Case {
+  std::string name;
+  bool documents;
+  ModelConfig config;
+};
+
+void PrintTo(const Case& test, std::ostream* out) {
+  *out << test.name;
+}
+
+// A hybrid of two layers whose every sub-layer has a say in the loss.
+ModelConfig hybrid() {
+  ModelConfig config;
+  config.vocab_size = 37;
+  config.d_model = 32;
+  config.num_layers = 2;
+  config.num_heads = 4;
+  config.d_ff = 40;
+  config.d_state = 16;
+  config.chunk = 8;
+  config.attn_period = 2;
+  config.attn_offset = 1;
+  config.initializer_range = 0.2;
+  return config;
+}
+
+using Change = void (*)(ModelConfig&);
+
+Case row(const char* name, bool documents, Change change) {
+  Case result{.name = name, .documents = documents, .config = hybrid()};
+  change(result.config);
+  return result;
+}
+
+std::vector<Case> cases() {
+  return {
+      row("transxssm", false, [](ModelConfig&) {}),
+      row("documents", true, [](ModelConfig&) {}),
+      row("odd_vocabulary", true, [](ModelConfig& c) { c.vocab_size = 131; }),
+      row("period_3", true, [](ModelConfig& c) { c.num_layers = c.attn_period = 3; }),
+      row("pattern", true,
+          [](ModelConfig& c) {
+            c.num_layers = 4;
+            c.layer_pattern = "ASSA";
+          }),
+      row("kv_heads", true, [](ModelConfig& c) { c.num_kv_heads = 2; }),
+      row("one_kv_head", false, [](ModelConfig& c) { c.num_kv_heads = 1; }),
+      row("groups", true, [](ModelConfig& c) { c.num_groups = 2; }),
+      row("one_group", false, [](ModelConfig& c) { c.num_groups = 1; }),
+      row("d_skip", true, [](ModelConfig& c) { c.d_skip = true; }),
+      row("untied", true, [](ModelConfig& c) { c.tie_embeddings = false; }),
+      row("plain_residual", true, [](ModelConfig& c) { c.learned_residual = false; }),
+      row("llama", true,
+          [](ModelConfig& c) {
+            c.layer_pattern = "AA";
+            c.learned_residual = c.tie_embeddings = false;
+            c.num_kv_heads = 2;
+          }),
+  };
+}
+
+// Tokens and targets are drawn apart, so that no gradient hides behind another.
+void fill(const Case& test, const Batch& batch) {
+  const Rng rng(1, "tokens");
+  const auto vocabulary = static_cast<uint64_t>(test.config.vocab_size);
+  // Starts at chunk edges, inside a chunk, inside a convolution's window, and a document of one token.
+  const std::vector<int64_t> starts[kRows] = {{5, 6, 16, 31}, {2, 23}};
+  for (int64_t b = 0; b < kRows; ++b) {
+    int32_t document = 0, position = 0;
+    for (int64_t t = 0; t < kTokens; ++t, ++position) {
+      if (test.documents && std::count(starts[b].begin(), starts[b].end(), t)) ++document, position = 0;
+      const auto index = static_cast<uint64_t>(3 * (b * kTokens + t));
+      batch.input.at<int32_t>({b, t}) = static_cast<int32_t>(rng.below(index, vocabulary));
+      batch.target.at<int32_t>({b, t}) = static_cast<int32_t>(rng.below(index + 1, vocabulary));
+      batch.valid.at<uint8_t>({b, t}) = rng.below(index + 2, 6) != 0;
+      batch.document.at<int32_t>({b, t}) = document;
+      batch.position.at<int32_t>({b, t}) = position;
+    }
+  }
+}
+
+// Initial values hide mistakes: weights of one, and states that forget within a token. These do not.
+void spread(const Parameter& p) {
+  const Rng rng(2, p.spec.name);
+  float* w = p.weight.data<float>();
+  for (int64_t i = 0; i < p.num_elements(); ++i) {
+    const double z = rng.normal(static_cast<uint64_t>(i));
+    if (p.spec.init == Init::ones) w[i] = static_cast<float>(1 + 0.3 * z);
+    if (p.spec.init == Init::a_log) w[i] = static_cast<float>(-1.5 + z);
+    if (p.spec.init == Init::dt_bias) w[i] = static_cast<float>(-0.5 + 0.5 * z);
+  }
+}
+
+class WholeModel : public testing::TestWithParam<Case> {};
+
+TEST_P(WholeModel, EqualsItsDefinition) {
+  const Case& test = GetParam();
+  ASSERT_EQ(problems(test.config), std::vector<std::string>{});
+  Carver count;
+  Batch::carve(count, kRows, kTokens);
+  const Arena arena(count.used());
+  Carver carver = arena.carver();
+  const Batch batch = Batch::carve(carver, kRows, kTokens);
+  fill(test, batch);
+  int64_t targets = 0;
+  for (int64_t i = 0; i < kRows * kTokens; ++i) targets += batch.valid.data<uint8_t>()[i];
+
+  Stream stream(1);
+  const auto alone = single_rank();
+  Network network(test.config, Shard::of(test.config, 1, 0),
+                  StageCut{.num_layers = static_cast<int>(test.config.num_layers)}, *alone, kTokens);
+  network.parameters().allocate(true);
+  network.parameters().initialise(stream, 3, test.config.initializer_range);
+  Reference::Weights weights;
+  for (const Parameter& p : network.parameters().all()) {
+    spread(p);
+    const float* w = p.weight.data<float>();
+    weights[p.spec.name] = {w, w + p.num_elements()};
+  }
+  TrainingWork work(stream, network, kRows, kTokens, 1);
+  const double scale = 1 / static_cast<double>(targets);
+  network.parameters().zero_gradients(stream);
+  work.begin_training({&batch, 1}, scale);
+  work.forward(0, 0, {}, {});
+  work.backward_input(0, 0, {}, {});
+  work.backward_weight(0, 0);
+
+  Reference reference(test.config, batch, std::move(weights));
+  const double loss = reference.loss();
+  EXPECT_NEAR(work.loss_sum() * scale, loss, 2e-6 * loss);
+  for (const Parameter& p : network.parameters().all()) {
+    const float* gradient = p.gradient.data<float>();
+    for (int k = 0; k < 2; ++k) {
+      const Rng rng(static_cast<uint64_t>(k), p.spec.name);
+      std::vector<double> direction;
+      double along = 0, g = 0, d = 0;
+      for (int64_t i = 0; i < p.num_elements(); ++i) {
+        direction.push_back(rng.normal(static_cast<uint64_t>(i)));
+        along += static_cast<double>(gradient[i]) * direction.back();
+        g += static_cast<double>(gradient[i]) * gradient[i];
+        d += direction.back() * direction.back();
+      }
+      const double tolerance = 2e-4 * std::max(std::abs(along), 1e-3 * std::sqrt(g * d));
+      EXPECT_GT(g, 0) << p.spec.name;
+      EXPECT_NEAR(along, reference.derivative(p.spec.name, direction), tolerance) << p.spec.name;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, WholeModel, testing::ValuesIn(cases()),
+                         [](const auto& instance) { return instance.param.name; });
+
+}  // namespace
+}  // namespace transxssm
