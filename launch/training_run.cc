@@ -11,6 +11,7 @@
 #include "launch/progress.h"
 #include "launch/progress_bar.h"
 #include "launch/trainer.h"
+#include "launch/training_data.h"
 #include "launch/version.h"
 #include "runtime/crc32c.h"
 #include "runtime/data/sampler.h"
@@ -26,17 +27,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-TrainingData open_training_data(const TrainConfig& config) {
-  TrainingDataSpec spec{
-      .validation_fraction = config.data().validation().empty() ? config.data().validation_fraction() : 0,
-      .seed = config.seed(),
-      .tokens = config.data().sequence_length(),
-      .vocab_size = config.model().vocab_size(),
-      .pack_documents = config.data().pack_documents()};
-  for (const auto& source : config.data().train()) spec.sources.push_back({source.prefix(), source.weight()});
-  return TrainingData(spec);
 }
 
 class TrainingRun {
