@@ -16,8 +16,8 @@ Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& 
   table_arena_ = Arena(count.used());
   Carver carver = table_arena_.carver();
   carve_tables(carver);
-  tables_.positions.fill(config.rope_base);
-  tables_.chunk.fill(config.rope_base);
+  tables_.positions.fill(rotary_frequencies(config, config.head_dim(), positions), rotary_factor(config));
+  tables_.chunk.fill(rotary_frequencies(config, config.d_state, positions), 1);
 
   const Boundary boundary(tp);
   const bool split_tie = config.tie_embeddings && cut.has_embedding != cut.has_head;
