@@ -49,6 +49,7 @@ class WeightFolder {
     SafetensorsEntry entry;
   };
   void add_file(FileSystem& files, const std::string& folder, const std::string& name);
+  std::string directory_name() const;  // for messages
 
   std::vector<File> files_;
   std::map<std::string, Place> tensors_;
@@ -76,6 +77,10 @@ inline constexpr int64_t kMaxWeightShardBytes = 5'000'000'000;
 void write_weight_folder(FileSystem& files, const std::string& folder, std::span<const FolderText> texts,
                          std::span<const WeightSource> weights, DType dtype,
                          int64_t max_shard_bytes = kMaxWeightShardBytes);
+
+// `path` with symbolic links followed, which FileSystem::open does not: the model cache of Hugging Face is
+// made of links.
+std::string followed(const std::string& path);
 
 // Exact conversions of the dtypes that only files have, and rounding to nearest even.
 float float_from_bf16(uint16_t bits);

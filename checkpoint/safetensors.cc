@@ -77,13 +77,16 @@ int64_t as_size(const json& value) {
 }
 
 // Empty, or what is wrong with the entry.
-std::string read_entry(const json& value, SafetensorsEntry& entry) {
+std::string read_entry(const json& value, SafetensorsEntry& entry, bool with_half) {
   if (!value.is_object() || value.size() != 3 || !value.contains("dtype") || !value.contains("shape") ||
       !value.contains("data_offsets")) {
     return "must have dtype, shape and data_offsets";
   }
   const json& type = value["dtype"];
-  const auto dtype = type.is_string() ? parse_type(type.get<std::string>()) : std::nullopt;
+  entry.half = with_half && type == "F16";
+  const auto dtype = entry.half         ? DType::bf16
+                     : type.is_string() ? parse_type(type.get<std::string>())
+                                        : std::nullopt;
   if (!dtype) return fmt::format("has dtype {}, which this program does not read", type.dump().substr(0, 40));
   entry.dtype = *dtype;
   const json& shape = value["shape"];
@@ -104,7 +107,8 @@ std::string read_entry(const json& value, SafetensorsEntry& entry) {
   if (!volume) return fmt::format("has a shape that is too large: {}", entry.shape.to_string());
   if (*volume * dtype_bytes(entry.dtype) != entry.end - entry.begin) {
     return fmt::format("has {} bytes, but shape {} of {} needs {}", entry.end - entry.begin,
-                       entry.shape.to_string(), dtype_name(entry.dtype), *volume * dtype_bytes(entry.dtype));
+                       entry.shape.to_string(), entry.half ? "f16" : dtype_name(entry.dtype),
+                       *volume * dtype_bytes(entry.dtype));
   }
   return "";
 }
@@ -153,7 +157,7 @@ int64_t safetensors_header_bytes(std::string_view first, int64_t file_bytes, con
 }
 
 std::vector<SafetensorsEntry> parse_safetensors_header(std::string_view header, int64_t file_bytes,
-                                                       const std::string& file) {
+                                                       const std::string& file, bool with_half) {
   const int64_t header_bytes = safetensors_header_bytes(header, file_bytes, file);
   if (static_cast<int64_t>(header.size()) != header_bytes) {
     throw CheckpointError("{}: the header has {} bytes, not {}", file, header_bytes, header.size());
@@ -172,7 +176,7 @@ std::vector<SafetensorsEntry> parse_safetensors_header(std::string_view header, 
     if (entries.size() == kMaxTensors) throw CheckpointError("{}: more than {} tensors", file, kMaxTensors);
     SafetensorsEntry entry;
     entry.key = key;
-    const std::string problem = read_entry(value, entry);
+    const std::string problem = read_entry(value, entry, with_half);
     if (!problem.empty()) throw CheckpointError("{}: {} {}", file, json(key).dump(), problem);
     entries.push_back(std::move(entry));
   }

@@ -20,6 +20,7 @@ struct SafetensorsEntry {
   Shape shape;
   int64_t begin = 0;  // bytes after the header
   int64_t end = 0;
+  bool half = false;  // F16, for which DType has no value: `dtype` is then bf16, of the same size
 };
 
 // Length and JSON, padded with spaces so that the data starts at a multiple of `alignment`.
@@ -30,8 +31,8 @@ std::string encode_safetensors_header(std::span<const SafetensorsEntry> entries,
 int64_t safetensors_header_bytes(std::string_view first, int64_t file_bytes, const std::string& file);
 
 // The entries in the order of their bytes, from untrusted text: `header` is length and JSON. Throws
-// CheckpointError naming `file` and the key.
+// CheckpointError naming `file` and the key. F16 is a dtype like another where `with_half`, else refused.
 std::vector<SafetensorsEntry> parse_safetensors_header(std::string_view header, int64_t file_bytes,
-                                                       const std::string& file);
+                                                       const std::string& file, bool with_half = false);
 
 }  // namespace transxssm

@@ -9,6 +9,7 @@
 #include "launch/commands/checkpoint.h"
 #include "launch/commands/data.h"
 #include "launch/commands/generate.h"
+#include "launch/commands/hugging_face.h"
 #include "launch/commands/train.h"
 #include "launch/version.h"
 #include "launch/worker.h"
@@ -28,6 +29,7 @@ Program program() {
   add(data_commands());
   add({train_command()});
   add(checkpoint_commands());
+  add(hugging_face_commands());
   add({generate_command()});
   for (Command& command : p.commands) {
     if (command.parallel) continue;
