@@ -13,6 +13,7 @@
 namespace transxssm::cpu {
 inline constexpr int64_t kConvTile = 128;
 inline constexpr int64_t kMaxConvTaps = 8;
+inline constexpr int64_t kUsualConvTaps = 4;  // Mamba-2: loops over them are unrolled
 inline int64_t num_conv_tiles(int64_t channels) {
   return (channels + kConvTile - 1) / kConvTile;
 }
@@ -68,11 +69,22 @@ struct Taps {
 
 // bias + sum over k of weight[k] in[k], for the channels of one vector.
 template <class T, class D>
-HWY_INLINE hn::Vec<D> sum_taps(D d, const TileWeights<T>& tile, const Taps<T>& taps, int64_t i) {
+HWY_INLINE hn::Vec<D> sum_taps(D d, const TileWeights<T>& tile, const Taps<T>& taps, int64_t first,
+                               int64_t end, int64_t i) {
   auto sum = hn::LoadU(d, tile.bias + i);
-  for (int64_t k = taps.first; k < tile.taps; ++k)
+  for (int64_t k = first; k < end; ++k)
     sum = hn::MulAdd(hn::LoadU(d, tile.tap[k] + i), hn::LoadU(d, taps.in[k] + i), sum);
   return sum;
+}
+
+// One token of a tile. kFull: the number of taps where it is known and all are seen, else zero.
+template <int64_t kFull, class T>
+HWY_INLINE void forward_token(const TileWeights<T>& tile, const Taps<T>& taps, T* y) {
+  const int64_t first = kFull ? 0 : taps.first, end = kFull ? kFull : tile.taps;
+  for_lanes<T>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
+    const auto sum = sum_taps(d, tile, taps, first, end, i);
+    hn::StoreU(hn::Mul(sum, sigmoid(d, sum)), d, y + i);
+  });
 }
 
 // Tokens [begin, end) of all rows in a sequence.
@@ -85,52 +97,65 @@ void forward(const Conv1dForward& args, int64_t begin, int64_t end) {
       const int64_t b = token / tokens, t = token % tokens;
       const Taps<T> taps(args.x, args.start, args.initial_window, tile, b, t);
       T* y = address<T>(args.y, b, t, tile.begin);
-      for_lanes<T>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
-        const auto sum = sum_taps(d, tile, taps, i);
-        hn::StoreU(hn::Mul(sum, sigmoid(d, sum)), d, y + i);
-      });
+      if (tile.taps == kUsualConvTaps && taps.first == 0)
+        forward_token<kUsualConvTaps>(tile, taps, y);
+      else
+        forward_token<0>(tile, taps, y);
     }
   }
 }
 
-// One tile of one row, token after token. With g_t = dy_t silu'(sum_t), token t adds weight[k] g_t to dx of
-// each token it sees, so that dy_t is read before dx_t is written. `totals` [K+1,C]: the row's sums over
-// tokens of g x for each tap, and of g.
+// Sums over tokens of one tile: of g x for each tap, and, last, of g.
+template <class T>
+struct TileSums {
+  T of[kMaxConvTaps + 1][kConvTile] = {};
+};
+
+// With g = dy silu'(sum), this token adds weight[k] g to dx of each token it sees; its own dx is written
+// first.
+template <int64_t kFull, class T>
+HWY_INLINE void backward_token(const TileWeights<T>& tile, const Taps<T>& taps, const T* dy,
+                               T* const (&dx)[kMaxConvTaps], TileSums<T>& sums) {
+  const int64_t first = kFull ? 0 : taps.first, end = kFull ? kFull : tile.taps;
+  for_lanes<T>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
+    const auto sum = sum_taps(d, tile, taps, first, end, i);
+    const auto g = hn::Mul(hn::LoadU(d, dy + i), silu_slope(d, sum, sigmoid(d, sum)));
+    for (int64_t k = first; k < end; ++k) {
+      T* d_tap = sums.of[k] + i;
+      hn::StoreU(hn::MulAdd(g, hn::LoadU(d, taps.in[k] + i), hn::LoadU(d, d_tap)), d, d_tap);
+      const auto later = k == end - 1 ? hn::Zero(d) : hn::LoadU(d, dx[k] + i);
+      hn::StoreU(hn::MulAdd(g, hn::LoadU(d, tile.tap[k] + i), later), d, dx[k] + i);
+    }
+    T* d_bias = sums.of[end] + i;
+    hn::StoreU(hn::Add(g, hn::LoadU(d, d_bias)), d, d_bias);
+  });
+}
+
+// One tile of one row, token after token, so that dy_t is read before dx_t is written: dx may be dy. Writes
+// the row's sums over tokens to `totals` [K+1,C].
 template <class T>
 void backward(const Conv1dBackward& args, const Tensor& totals, int64_t b, int64_t index) {
-  const int64_t tokens = args.x.size(1), taps_count = args.weight.size(1);
+  const int64_t tokens = args.x.size(1);
   const TileWeights<T> tile(args.weight, args.bias, index);
-  T sums[kMaxConvTaps + 1][kConvTile] = {};  // of at most kRowsPerPartial tokens
-  double* total[kMaxConvTaps + 1];
-  for (int64_t k = 0; k <= taps_count; ++k) {
-    total[k] = address<double>(totals, k, tile.begin);
-    std::fill_n(total[k], tile.count, 0.0);
-  }
+  TileSums<T> sums;  // of at most kRowsPerPartial tokens
+  for (int64_t k = 0; k <= tile.taps; ++k)
+    std::fill_n(address<double>(totals, k, tile.begin), tile.count, 0.0);
   for (int64_t t = 0; t < tokens; ++t) {
     const Taps<T> taps(args.x, args.start, Tensor(), tile, b, t);
     const T* dy = address<const T>(args.dy, b, t, tile.begin);
     T* dx[kMaxConvTaps];
-    for (int64_t k = taps.first; k < taps_count; ++k)
-      dx[k] = address<T>(args.dx, b, t - taps_count + 1 + k, tile.begin);
-    for_lanes<T>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
-      const auto sum = sum_taps(d, tile, taps, i);
-      const auto g = hn::Mul(hn::LoadU(d, dy + i), silu_slope(d, sum, sigmoid(d, sum)));
-      for (int64_t k = taps.first; k < taps_count; ++k) {
-        T* d_tap = sums[k] + i;
-        hn::StoreU(hn::MulAdd(g, hn::LoadU(d, taps.in[k] + i), hn::LoadU(d, d_tap)), d, d_tap);
-        const auto weight = hn::LoadU(d, tile.tap[k] + i);
-        const auto earlier = k == taps_count - 1 ? hn::Zero(d) : hn::LoadU(d, dx[k] + i);
-        hn::StoreU(hn::MulAdd(g, weight, earlier), d, dx[k] + i);
-      }
-      T* d_bias = sums[taps_count] + i;
-      hn::StoreU(hn::Add(g, hn::LoadU(d, d_bias)), d, d_bias);
-    });
+    for (int64_t k = taps.first; k < tile.taps; ++k)
+      dx[k] = address<T>(args.dx, b, t - tile.taps + 1 + k, tile.begin);
+    if (tile.taps == kUsualConvTaps && taps.first == 0)
+      backward_token<kUsualConvTaps>(tile, taps, dy, dx, sums);
+    else
+      backward_token<0>(tile, taps, dy, dx, sums);
     if ((t + 1) % kRowsPerPartial != 0 && t + 1 != tokens) continue;
-    for (int64_t k = 0; k <= taps_count; ++k)
-      for (int64_t i = 0; i < tile.count; ++i) {
-        total[k][i] += static_cast<double>(sums[k][i]);
-        sums[k][i] = 0;
-      }
+    for (int64_t k = 0; k <= tile.taps; ++k) {
+      double* total = address<double>(totals, k, tile.begin);
+      for (int64_t i = 0; i < tile.count; ++i) total[i] += static_cast<double>(sums.of[k][i]);
+    }
+    sums = {};
   }
 }
 

@@ -1,8 +1,4 @@
-// Every operation at the shapes of the presets tiny and 320m, in f32. The argument `preset` is 0 or 1,
-// `threads` the number of threads; bytes_per_second counts what an operation must read and write once,
-// flop_per_second its multiplications and additions.
-#include <benchmark/benchmark.h>
-
+// The operations of the attention and state-space layers, head and optimizer; see tests/bench/operation.h.
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
@@ -14,48 +10,10 @@
 #include "kernels/rope.h"
 #include "kernels/ssd_scan.h"
 #include "kernels/swiglu.h"
-#include "tests/support/tensors.h"
+#include "tests/bench/operation.h"
 
 namespace transxssm {
 namespace {
-
-struct Preset {
-  int64_t batch, row, width, heads, head_dim, state, chunk, ffn, vocabulary, loss_tokens;
-  int64_t tokens() const { return batch * row; }
-};
-constexpr Preset kPresets[] = {{8, 512, 256, 4, 64, 64, 64, 704, 8192, 2048},
-                               {1, 2048, 768, 12, 64, 128, 256, 3584, 50304, 512}};
-
-const Preset& preset(const benchmark::State& state) {
-  return kPresets[state.range(0)];
-}
-int threads(const benchmark::State& state) {
-  return static_cast<int>(state.range(1));
-}
-
-// Times fn() and reports its rates.
-template <class Fn>
-void measure(benchmark::State& state, Fn&& fn, double bytes, double flops = 0) {
-  fn();  // scratch memory and page faults
-  for (auto _ : state) fn();
-  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
-  state.counters["bytes_per_second"] = benchmark::Counter(bytes, rate, benchmark::Counter::kIs1000);
-  if (flops > 0)
-    state.counters["flop_per_second"] = benchmark::Counter(flops, rate, benchmark::Counter::kIs1000);
-}
-
-// Constant: random numbers are slow to draw at these sizes, and no operation is faster on equal ones.
-OwnedTensor tensor(const Shape& shape, double value = 0.01) {
-  OwnedTensor result(DType::f32, shape);
-  std::fill_n(result.view().data<float>(), result.view().num_elements(), static_cast<float>(value));
-  return result;
-}
-
-double bytes(std::initializer_list<Tensor> tensors) {
-  double sum = 0;
-  for (const Tensor& t : tensors) sum += static_cast<double>(t.num_bytes());
-  return sum;
-}
 
 // y = x W^T of the FFN, its input gradient and its weight gradient.
 void gemm(benchmark::State& state, bool transpose_a, bool transpose_b) {
@@ -343,8 +301,6 @@ void AttentionGradient(benchmark::State& state) {
       2 * attention_flops(preset(state)));
 }
 
-#define BENCHMARK_OPERATION(name) \
-  BENCHMARK(name)->ArgNames({"preset", "threads"})->ArgsProduct({{0, 1}, {1, 2}})->UseRealTime()
 BENCHMARK_OPERATION(GemmForward);
 BENCHMARK_OPERATION(GemmInputGradient);
 BENCHMARK_OPERATION(GemmWeightGradient);
