@@ -43,7 +43,7 @@ Generator::Generator(const ModelConfig& config, const MeshShape& shape, Communic
       mesh_(world, shape),
       network_(config, Shard::of(config, shape.tp, mesh_.coordinate().tp),
                cut_layers(config, 1, shape.pp)[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(),
-               max_tokens),
+               max_tokens, &mesh_.tp_share(Shard::of(config, shape.tp, 0).groups.num_copies)),
       logits_(static_cast<size_t>(config.vocab_size)) {
   network_.parameters().allocate(false);
   work_ = std::make_unique<DecodingWork>(stream, network_, 1);

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "launch/progress_bar.h"
-#include "model/training.h"
 #include "parallel/local.h"
 #include "parallel/pipeline.h"
 
@@ -18,7 +17,8 @@ RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int tp_ra
   const ModelConfig model = model_config(config);
   const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
   const Network network(model, Shard::of(model, config.parallel().tp(), tp_rank), cut, *alone, tokens);
-  const ActivationBytes activations = TrainingWork::activation_bytes(network, rows, tokens);
+  const ActivationBytes activations =
+      TrainingWork::activation_bytes(network, rows, tokens, recompute_policy(config));
   const int64_t weights = network.parameters().num_elements() * dtype_bytes(DType::f32);
   Carver batch;
   Batch::carve(batch, num_microbatches(config) * rows, tokens);
@@ -42,6 +42,10 @@ Schedule pipeline_schedule(const TrainConfig& config) {
   const int microbatches = static_cast<int>(num_microbatches(config));
   return config.parallel().pipeline() == "gpipe" ? gpipe_schedule(stages, microbatches)
                                                  : one_f_one_b_schedule(stages, microbatches);
+}
+
+Recompute recompute_policy(const TrainConfig& config) {
+  return config.parallel().recompute() == "layer" ? Recompute::layer : Recompute::keep;
 }
 
 Plan make_plan(const TrainConfig& config) {

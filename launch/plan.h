@@ -7,6 +7,7 @@
 
 #include "launch/config.h"
 #include "model/accounting.h"
+#include "model/training.h"
 #include "parallel/mesh.h"
 #include "parallel/schedule.h"
 
@@ -14,6 +15,7 @@ namespace transxssm {
 
 MeshShape mesh_shape(const TrainConfig& config);
 Schedule pipeline_schedule(const TrainConfig& config);  // not lowered
+Recompute recompute_policy(const TrainConfig& config);
 
 // Bytes of one rank by kind, without the scratch memory of operations.
 struct RankMemory {

@@ -8,6 +8,11 @@
 namespace transxssm {
 namespace {
 
+// The tp ranks that hold copies of one state group.
+int group_copies(const TrainConfig& config) {
+  return Shard::of(model_config(config), config.parallel().tp(), 0).groups.num_copies;
+}
+
 LearningRateSchedule make_learning_rate(const TrainConfig& config) {
   const auto& s = config.schedule();
   const LearningRateKind kind = s.kind() == "constant" ? LearningRateKind::constant
@@ -28,8 +33,8 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
       mesh_(world, mesh_shape(config)),
       cuts_(cut_layers(model_config(config), config.data().sequence_length(), config.parallel().pp())),
       network_(model_config(config), Shard::of(model_config(config), mesh_.shape().tp, mesh_.coordinate().tp),
-               cuts_[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(),
-               config.data().sequence_length()),
+               cuts_[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(), config.data().sequence_length(),
+               &mesh_.tp_share(group_copies(config))),
       pipeline_(
           mesh_, pipeline_schedule(config),
           {config.parallel().microbatch_size(), config.data().sequence_length(), config.model().d_model()},
@@ -39,7 +44,8 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
   ParameterStore& parameters = network_.parameters();
   parameters.allocate(true);
   parameters.initialise(stream, config.seed(), network_.config().initializer_range);
-  work_ = std::make_unique<TrainingWork>(stream, network_, rows, tokens, pipeline_.num_slots());
+  work_ = std::make_unique<TrainingWork>(stream, network_, rows, tokens, pipeline_.num_slots(),
+                                         recompute_policy(config));
   const auto& o = config.optimizer();
   optimizer_ =
       std::make_unique<Optimizer>(stream, parameters, mesh_,

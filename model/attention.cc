@@ -14,7 +14,8 @@ AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, in
       heads_(shard.heads.count),
       kv_heads_(shard.kv_heads.count),
       p_(config.head_dim()),
-      scale_(1.0 / std::sqrt(static_cast<double>(config.head_dim()))) {
+      scale_(1.0 / std::sqrt(static_cast<double>(config.head_dim()))),
+      rope_(config.attention_rope) {
   const std::string prefix = "model.layers." + std::to_string(layer) + ".attn.";
   const int64_t d = config.d_model;
   auto column_parallel = [&](const char* name, int64_t heads, const UnitShare& share) {
@@ -55,13 +56,22 @@ AttentionMixer::Parts AttentionMixer::split(const Tensor& projected, int64_t row
 
 void AttentionMixer::rotate(Stream& stream, const TokenContext& tokens, const Tensor& projected,
                             bool backward) const {
-  // q and k are neighbours: one pass over H + KV heads.
-  const int64_t heads = heads_ + kv_heads_;
-  run(stream, Rotary{.x = projected.slice(1, 0, heads * p_).reshape({projected.size(0), heads, p_}),
-                     .cos = rotary_.cos,
-                     .sin = rotary_.sin,
-                     .position = tokens.position,
-                     .direction = backward ? RotaryDirection::backward : RotaryDirection::forward});
+  if (!rope_) return;
+  auto rotate_heads = [&](int64_t first, int64_t heads, const Tensor& scale) {
+    run(stream,
+        Rotary{.x = projected.slice(1, first * p_, heads * p_).reshape({projected.size(0), heads, p_}),
+               .cos = rotary_.cos,
+               .sin = rotary_.sin,
+               .position = tokens.position,
+               .scale = scale,
+               .direction = backward ? RotaryDirection::backward : RotaryDirection::forward});
+  };
+  if (tokens.q_scale.empty()) {  // q and k are neighbours: one pass
+    rotate_heads(0, heads_ + kv_heads_, {});
+  } else {
+    rotate_heads(0, heads_, tokens.q_scale);
+    rotate_heads(heads_, kv_heads_, {});
+  }
 }
 
 void AttentionMixer::forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& out,

@@ -48,6 +48,7 @@ class AttentionMixer {
   RotaryTable rotary_;
   int64_t heads_, kv_heads_, p_;
   double scale_;
+  bool rope_;
   int q_ = 0, out_ = 0;
 };
 

@@ -14,6 +14,7 @@ struct LayerCache {
   Tensor keys;    // [B, capacity, KV, P], rotated
   Tensor values;  // [B, capacity, KV, P]
   Tensor state;   // [B, H, P, N]
+  Tensor window;  // [B, K-1, 2GN + HP]: the convolution's last inputs
 };
 
 // Facts of the rows at hand that every layer shares.
@@ -23,6 +24,8 @@ struct TokenContext {
   Tensor position;     // [BT] i32
   Tensor start;        // [B,T] u8: first token of a document
   Tensor first_key;    // [B,T] i32: first token of the row each token may attend to; empty when decoding
+  Tensor q_scale;      // [BT] factor of q (log-n), or empty
+  Tensor c_scale;      // [B,T] factor of C (log-n, and the rotary factor of C and B), or empty
   int64_t cached = 0;  // tokens already in the caches (decoding)
   LayerCache* cache = nullptr;  // of the layer that runs, or null in training
 };

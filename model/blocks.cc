@@ -13,7 +13,7 @@ template <class Mixer>
 class Layer : public Block {
  public:
   Layer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
-        const RotaryTable& rotary, const Boundary& boundary)
+        const Boundary& boundary, auto&&... mixer_arguments)
       : store_(&store), boundary_(boundary), d_(config.d_model), eps_(config.norm_eps) {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     auto per_channel = [&](const char* name) {
@@ -24,8 +24,9 @@ class Layer : public Block {
                             .owner = shard.tp_rank == 0});
     };
     norm1_ = per_channel("pre_sequence_layernorm");
-    mixer_ = std::make_unique<Mixer>(config, shard, layer, store, rotary);
+    mixer_ = std::make_unique<Mixer>(config, shard, layer, store, mixer_arguments...);
     if (config.learned_residual) residual1_ = per_channel("post_sequence_residual");
+    if (config.d_ff == 0) return;
     norm2_ = per_channel("pre_state_layernorm");
     mlp_ = std::make_unique<Mlp>(config, shard, layer, store);
     if (config.learned_residual) residual2_ = per_channel("post_state_residual");
@@ -39,6 +40,7 @@ class Layer : public Block {
     boundary_.enter_forward(s.normed1);
     mixer_->forward(stream, tokens, s.normed1, y, saved);
     boundary_.leave_forward(y);
+    if (!mlp_) return run(stream, ResidualForward{.x = x, .branch = y, .weight = weight(residual1_), .y = y});
     run(stream, RmsNormForward{.x = x,
                                .branch = y,
                                .residual_weight = weight(residual1_),
@@ -57,11 +59,17 @@ class Layer : public Block {
                       const Tensor& dx, Carver saved, Carver pending) const override {
     const int64_t num_tokens = tokens.rows * tokens.tokens;
     const Saved s = carve(saved, num_tokens);
-    const Tensor d_mixer = pending.take(DType::f32, {num_tokens, d_});
-    Scratch scratch(stream, 2 * s.h.num_bytes() + 2 * kAlignment);
+    Scratch scratch(stream, 2 * s.normed1.num_bytes() + 2 * kAlignment);
     Carver temporaries = scratch.carver();
-    const Tensor d_h = temporaries.take(DType::f32, s.h.shape());
-    const Tensor d_normed = temporaries.take(DType::f32, s.h.shape());
+    const Tensor d_normed = temporaries.take(DType::f32, s.normed1.shape());
+    const Tensor d_h = temporaries.take(DType::f32, s.normed1.shape());
+    if (!mlp_) {
+      run(stream, ResidualBackward{dy, x, weight(residual1_), dx, gradient(residual1_)});
+      boundary_.leave_backward(dy);
+      mixer_->backward_input(stream, tokens, dy, d_normed, saved, pending);
+      return backward_norm1(stream, s, x, d_normed, dx);
+    }
+    const Tensor d_mixer = pending.take(DType::f32, {num_tokens, d_});
 
     // The mixer's part of `saved` and `pending` lies before the mlp's.
     Carver mixer_saved = saved, mixer_pending = pending;
@@ -85,20 +93,14 @@ class Layer : public Block {
                                 .d_residual_weight = gradient(residual1_)});
     boundary_.leave_backward(d_mixer);
     mixer_->backward_input(stream, tokens, d_mixer, d_normed, mixer_saved, mixer_pending);
-    boundary_.enter_backward(d_normed);
-    run(stream, RmsNormBackward{.dy = d_normed,
-                                .d_sum = dx,
-                                .sum = x,
-                                .rstd = s.rstd1,
-                                .weight = weight(norm1_),
-                                .dx = dx,
-                                .d_weight = gradient(norm1_)});
+    backward_norm1(stream, s, x, d_normed, dx);
   }
 
   void backward_weight(Stream& stream, const TokenContext& tokens, const Tensor& dy, Carver saved,
                        Carver pending) const override {
     const int64_t num_tokens = tokens.rows * tokens.tokens;
     const Saved s = carve(saved, num_tokens);
+    if (!mlp_) return mixer_->backward_weight(stream, tokens, s.normed1, dy, saved, pending);
     const Tensor d_mixer = pending.take(DType::f32, {num_tokens, d_});
     mixer_->backward_weight(stream, tokens, s.normed1, d_mixer, saved, pending);
     mlp_->backward_weight(stream, s.normed2, dy, saved, pending);
@@ -108,15 +110,15 @@ class Layer : public Block {
     Carver count;
     carve(count, rows * tokens);
     mixer_->carve_saved(count, rows, tokens);
-    mlp_->carve_saved(count, rows * tokens);
+    if (mlp_) mlp_->carve_saved(count, rows * tokens);
     return count.used();
   }
 
   int64_t pending_bytes(int64_t rows, int64_t tokens) const override {
     Carver count;
-    count.take(DType::f32, {rows * tokens, d_});
+    if (mlp_) count.take(DType::f32, {rows * tokens, d_});
     mixer_->carve_pending(count, rows, tokens);
-    mlp_->carve_pending(count, rows * tokens);
+    if (mlp_) mlp_->carve_pending(count, rows * tokens);
     return count.used();
   }
 
@@ -125,6 +127,19 @@ class Layer : public Block {
   }
 
  private:
+  // The end of the backward: dx holds the gradient that reached x on the residual path.
+  void backward_norm1(Stream& stream, const auto& saved, const Tensor& x, const Tensor& d_normed,
+                      const Tensor& dx) const {
+    boundary_.enter_backward(d_normed);
+    run(stream, RmsNormBackward{.dy = d_normed,
+                                .d_sum = dx,
+                                .sum = x,
+                                .rstd = saved.rstd1,
+                                .weight = weight(norm1_),
+                                .dx = dx,
+                                .d_weight = gradient(norm1_)});
+  }
+
   struct Saved {
     Tensor normed1, rstd1;  // [BT,D], [BT]
     Tensor h;               // [BT,D] the residual stream between the sub-layers
@@ -134,6 +149,7 @@ class Layer : public Block {
     Saved s;
     s.normed1 = saved.take(DType::f32, {num_tokens, d_});
     s.rstd1 = saved.take(DType::f32, {num_tokens});
+    if (!mlp_) return s;
     s.h = saved.take(DType::f32, {num_tokens, d_});
     s.normed2 = saved.take(DType::f32, {num_tokens, d_});
     s.rstd2 = saved.take(DType::f32, {num_tokens});
@@ -148,18 +164,19 @@ class Layer : public Block {
   int64_t d_;
   double eps_;
   std::unique_ptr<Mixer> mixer_;
-  std::unique_ptr<Mlp> mlp_;
+  std::unique_ptr<Mlp> mlp_;  // null where d_ff is 0: y = w1 * x + mixer(norm(x))
   int norm1_ = -1, residual1_ = -1, norm2_ = -1, residual2_ = -1;
 };
 
 }  // namespace
 
 std::unique_ptr<Block> make_layer(const ModelConfig& config, const Shard& shard, int layer,
-                                  ParameterStore& store, const LayerTables& tables,
-                                  const Boundary& boundary) {
+                                  ParameterStore& store, const LayerTables& tables, const Boundary& boundary,
+                                  Communicator& group_sharers) {
   if (config.is_attention(layer))
-    return std::make_unique<Layer<AttentionMixer>>(config, shard, layer, store, tables.positions, boundary);
-  return std::make_unique<Layer<SsdMixer>>(config, shard, layer, store, tables.chunk, boundary);
+    return std::make_unique<Layer<AttentionMixer>>(config, shard, layer, store, boundary, tables.positions);
+  return std::make_unique<Layer<SsdMixer>>(config, shard, layer, store, boundary, tables.chunk,
+                                           group_sharers);
 }
 
 }  // namespace transxssm

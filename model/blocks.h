@@ -24,6 +24,7 @@ struct LayerTables {
 
 // Layer `layer` of the pattern: attention or state-space. Declares its parameters in `store`.
 std::unique_ptr<Block> make_layer(const ModelConfig& config, const Shard& shard, int layer,
-                                  ParameterStore& store, const LayerTables& tables, const Boundary& boundary);
+                                  ParameterStore& store, const LayerTables& tables, const Boundary& boundary,
+                                  Communicator& group_sharers);
 
 }  // namespace transxssm

@@ -35,32 +35,34 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
 
   Carver count;
   struct Buffers {
-    Tensor x, y, position, start;
+    Tensor x, y, position;
+    TokenFacts facts;
+    Tensor saved;
   };
   auto carve = [&](Carver& carver) {
     Buffers b;
     b.x = carver.take(DType::f32, residual);
     b.y = carver.take(DType::f32, residual);
     b.position = carver.take(DType::i32, {num_tokens});
-    b.start = carver.take(DType::u8, {rows_, tokens});
-    carver.take(DType::u8, {saved_bytes});
+    b.facts = TokenFacts::carve(carver, network_.config(), rows_, tokens);
+    b.saved = carver.take(DType::u8, {saved_bytes});
     return b;
   };
   carve(count);
   Scratch scratch(stream_, count.used());
   Carver carver = scratch.carver();
   Buffers b = carve(carver);
-  const Carver saved(
-      static_cast<std::byte*>(b.start.raw()) + (rows_ * tokens + kAlignment - 1) / kAlignment * kAlignment,
-      (saved_bytes + kAlignment - 1) / kAlignment * kAlignment);
-
-  for (int64_t i = 0; i < num_tokens; ++i) {
-    const int64_t position = cached_ + i % tokens;
-    b.position.at<int32_t>({i}) = static_cast<int32_t>(position);
-    b.start.data<uint8_t>()[i] = position == 0;
-  }
-  TokenContext context{
-      .rows = rows_, .tokens = tokens, .position = b.position, .start = b.start, .cached = cached_};
+  const Carver saved(static_cast<std::byte*>(b.saved.raw()), saved_bytes);
+  for (int64_t i = 0; i < num_tokens; ++i)
+    b.position.at<int32_t>({i}) = static_cast<int32_t>(cached_ + i % tokens);
+  b.facts.fill(network_.config(), b.position.reshape({rows_, tokens}));
+  TokenContext context{.rows = rows_,
+                       .tokens = tokens,
+                       .position = b.position,
+                       .start = b.facts.start,
+                       .q_scale = b.facts.q_scale,
+                       .c_scale = b.facts.c_scale,
+                       .cached = cached_};
   if (network_.embedding())
     network_.embedding()->forward(stream_, ids_.reshape({num_tokens}), b.x);
   else

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 
+#include "parallel/local.h"
+
 namespace transxssm {
 
 Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& cut, Communicator& tp,
-                 int64_t positions)
+                 int64_t positions, Communicator* group_sharers)
     : config_(config), cut_(cut) {
   auto carve_tables = [&](Carver& carver) {
     tables_.positions = RotaryTable::carve(carver, positions, config.head_dim());
@@ -20,22 +22,43 @@ Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& 
   tables_.chunk.fill(rotary_frequencies(config, config.d_state, positions), 1);
 
   const Boundary boundary(tp);
+  if (group_sharers == nullptr) {
+    TRANSXSSM_CHECK(!config.ssd_gate || shard.groups.num_copies == 1 || tp.size() == 1,
+                    "who shares a state group?");
+    alone_ = single_rank();
+    group_sharers = alone_.get();
+  }
   const bool split_tie = config.tie_embeddings && cut.has_embedding != cut.has_head;
   if (cut.has_embedding) embedding_.emplace(config, shard, store_, boundary, split_tie);
   for (int i = 0; i < cut.num_layers; ++i)
-    layers_.push_back(make_layer(config, shard, cut.first_layer + i, store_, tables_, boundary));
+    layers_.push_back(
+        make_layer(config, shard, cut.first_layer + i, store_, tables_, boundary, *group_sharers));
   if (cut.has_head) {
     const bool tied_here = config.tie_embeddings && cut.has_embedding;
     head_.emplace(config, shard, store_, boundary, tp, tied_here ? embedding_->parameter() : -1);
   }
 }
 
-void mark_documents(const Tensor& position, const Tensor& start, const Tensor& first_key) {
+TokenFacts TokenFacts::carve(Carver& carver, const ModelConfig& config, int64_t rows, int64_t tokens) {
+  TokenFacts facts;
+  facts.start = carver.take(DType::u8, {rows, tokens});
+  facts.first_key = carver.take(DType::i32, {rows, tokens});
+  if (config.log_n_scale) facts.q_scale = carver.take(DType::f32, {rows * tokens});
+  if (config.log_n_scale || rotary_factor(config) != 1)
+    facts.c_scale = carver.take(DType::f32, {rows, tokens});
+  return facts;
+}
+
+void TokenFacts::fill(const ModelConfig& config, const Tensor& position) const {
+  const double factor = rotary_factor(config) * rotary_factor(config);  // of C times that of B
   for (int64_t b = 0; b < position.size(0); ++b) {
     for (int64_t t = 0; t < position.size(1); ++t) {
       const int32_t p = position.at<int32_t>({b, t});
       start.at<uint8_t>({b, t}) = p == 0;
       first_key.at<int32_t>({b, t}) = static_cast<int32_t>(std::max<int64_t>(0, t - p));
+      const double log_n = config.log_n_scale ? log_n_factor(config, p) : 1;
+      if (q_scale) q_scale.at<float>({b * position.size(1) + t}) = static_cast<float>(log_n);
+      if (c_scale) c_scale.at<float>({b, t}) = static_cast<float>(factor * log_n);
     }
   }
 }

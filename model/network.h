@@ -23,8 +23,10 @@ struct StageCut {
 class Network {
  public:
   // Declares parameters; allocates nothing but the rotation tables, for `positions` positions.
+  // `group_sharers`: the tp ranks that hold copies of one state group (Mesh::tp_share); needed where tp cuts
+  // groups of a gated model, else null. Dynamic rotary scaling takes `positions` as the length of the row.
   Network(const ModelConfig& config, const Shard& shard, const StageCut& cut, Communicator& tp,
-          int64_t positions);
+          int64_t positions, Communicator* group_sharers = nullptr);
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
@@ -42,6 +44,7 @@ class Network {
   ModelConfig config_;
   StageCut cut_;
   ParameterStore store_;
+  std::unique_ptr<Communicator> alone_;
   Arena table_arena_;
   LayerTables tables_;
   std::optional<Embedding> embedding_;
@@ -49,8 +52,12 @@ class Network {
   std::optional<Head> head_;
 };
 
-// Facts of the rows of a microbatch, derived from positions: `start` [B,T] u8 marks the first token of each
-// document, `first_key` [B,T] i32 the first token of the row that each may attend to. position [B,T] i32.
-void mark_documents(const Tensor& position, const Tensor& start, const Tensor& first_key);
+// Facts of the rows at hand that layers share, derived from positions (model/block.h says what each is).
+struct TokenFacts {
+  Tensor start, first_key, q_scale, c_scale;
+
+  static TokenFacts carve(Carver& carver, const ModelConfig& config, int64_t rows, int64_t tokens);
+  void fill(const ModelConfig& config, const Tensor& position) const;  // position [B,T] i32
+};
 
 }  // namespace transxssm

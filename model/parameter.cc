@@ -14,7 +14,7 @@ float initial_value(Init init, const Rng& rng, uint64_t index, double range) {
   switch (init) {
     case Init::normal:
       return static_cast<float>(range * rng.normal(index));
-        case Init::uniform:
+    case Init::uniform:
       return static_cast<float>(range * (2 * rng.uniform(index) - 1));
     case Init::ones:
       return 1.0f;
@@ -92,7 +92,8 @@ Tensor ParameterStore::fused(const Tensor& flat, int first, int count) const {
   shape[0] = 0;
   for (int i = first; i < first + count; ++i) {
     const Parameter& p = (*this)[i];
-    TRANSXSSM_CHECK(p.offset == head.offset + shape[0] * columns && p.spec.box.extent.rank() == shape.rank() &&
+    TRANSXSSM_CHECK(p.offset == head.offset + shape[0] * columns &&
+                        p.spec.box.extent.rank() == shape.rank() &&
                         p.spec.box.extent.num_elements() == p.spec.box.extent[0] * columns,
                     "{} does not follow its neighbour", p.spec.name);
     shape[0] += p.spec.box.extent[0];

@@ -59,7 +59,8 @@ class ParameterStore {
 
   const Parameter& operator[](int index) const { return parameters_[static_cast<size_t>(index)]; }
   const std::vector<Parameter>& all() const { return parameters_; }
-  // One view [sum of rows, columns] over `count` adjacent matrices (or vectors): of their weights or gradients.
+  // One view [sum of rows, columns] over `count` adjacent matrices (or vectors): of their weights or
+  // gradients.
   Tensor fused_weight(int first, int count) const;
   Tensor fused_gradient(int first, int count) const;
 

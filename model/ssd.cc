@@ -1,52 +1,82 @@
 #include "model/ssd.h"
 
+#include <array>
+#include <cmath>
+
+#include "kernels/conv1d.h"
+#include "kernels/gated_norm.h"
+
 namespace transxssm {
 
 SsdMixer::SsdMixer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
-                   const RotaryTable& chunk_rotary)
+                   const RotaryTable& chunk_rotary, Communicator& group_sharers)
     : store_(&store),
-      rotary_(chunk_rotary),
-      heads_(shard.heads.count),
+      rotary_(config.ssd_position == SsdPosition::rope ? chunk_rotary : RotaryTable{}),
+      group_sharers_(&group_sharers),
+      heads_(shard.ssd_heads.count),
       groups_(shard.groups.count),
       p_(config.head_dim()),
       n_(config.d_state),
-      chunk_(config.chunk) {
+      chunk_(config.chunk),
+      group_width_(config.ssd_heads() / config.groups() * config.head_dim()),
+      eps_(config.norm_eps),
+      conv_(config.ssd_position == SsdPosition::conv1d),
+      gate_(config.ssd_gate),
+      conv_kernel_(config.conv_kernel) {
   const std::string prefix = "model.layers." + std::to_string(layer) + ".ssd.";
-  const int64_t d = config.d_model;
-  // `units` blocks of `width` rows, cut by unit.
-  auto column_parallel = [&](const char* name, int64_t units, int64_t width, const UnitShare& share) {
-    const Shape shape = {units * width, d};
-    return ParameterSpec{.name = prefix + name + ".weight",
+  const int64_t d = config.d_model, all_heads = config.ssd_heads(), all_groups = config.groups();
+  // `units` blocks of `rows` rows, cut by unit.
+  auto cut_by = [&](const std::string& name, int64_t units, int64_t rows, int64_t columns,
+                    const UnitShare& share, Init init = Init::normal) {
+    const Shape shape = columns > 0 ? Shape{units * rows, columns} : Shape{units * rows};
+    return ParameterSpec{.name = prefix + name,
                          .global_shape = shape,
-                         .box = unit_box(shape, 0, width, share),
+                         .box = unit_box(shape, 0, rows, share),
+                         .init = init,
+                         .init_range = 1 / std::sqrt(static_cast<double>(config.conv_kernel)),
                          .gradient_sum_share = share.num_copies,
                          .owner = share.copy == 0};
   };
-  auto per_head = [&](const char* name, Init init) {
-    const Shape shape = {config.num_heads};
-    return ParameterSpec{.name = prefix + name,
-                         .global_shape = shape,
-                         .box = unit_box(shape, 0, 1, shard.heads),
-                         .init = init};
-  };
-  c_ = store.declare(column_parallel("c_proj", config.groups(), n_, shard.groups));
-  store.declare(column_parallel("b_proj", config.groups(), n_, shard.groups), true);
-  store.declare(column_parallel("x_proj", config.num_heads, p_, shard.heads), true);
-  store.declare(column_parallel("dt_proj", config.num_heads, 1, shard.heads), true);
-  a_log_ = store.declare(per_head("A_log", Init::a_log));
-  dt_bias_ = store.declare(per_head("dt_bias", Init::dt_bias));
-  if (config.d_skip) d_skip_ = store.declare(per_head("D", Init::ones));
-  const Shape out_shape = {d, config.num_heads * p_};
+  // The order of the columns of the fused projection.
+  if (gate_) store.declare(cut_by("z_proj.weight", all_heads, p_, d, shard.ssd_heads));
+  const int c = store.declare(cut_by("c_proj.weight", all_groups, n_, d, shard.groups), gate_);
+  store.declare(cut_by("b_proj.weight", all_groups, n_, d, shard.groups), true);
+  store.declare(cut_by("x_proj.weight", all_heads, p_, d, shard.ssd_heads), true);
+  store.declare(cut_by("dt_proj.weight", all_heads, 1, d, shard.ssd_heads), true);
+  first_projection_ = gate_ ? c - 1 : c;
+  num_projections_ = gate_ ? 5 : 4;
+  if (conv_) {
+    for (const char* kind : {"weight", "bias"}) {
+      const bool bias = kind[0] == 'b';
+      const int64_t columns = bias ? 0 : conv_kernel_;
+      auto name = [&](const char* part) { return std::string(part) + "_conv." + kind; };
+      (bias ? conv_bias_ : conv_weight_) =
+          store.declare(cut_by(name("c"), all_groups, n_, columns, shard.groups, Init::uniform));
+      store.declare(cut_by(name("b"), all_groups, n_, columns, shard.groups, Init::uniform), true);
+      store.declare(cut_by(name("x"), all_heads, p_, columns, shard.ssd_heads, Init::uniform), true);
+    }
+  }
+  a_log_ = store.declare(cut_by("A_log", all_heads, 1, 0, shard.ssd_heads, Init::a_log));
+  dt_bias_ = store.declare(cut_by("dt_bias", all_heads, 1, 0, shard.ssd_heads, Init::dt_bias));
+  if (config.d_skip) d_skip_ = store.declare(cut_by("D", all_heads, 1, 0, shard.ssd_heads, Init::ones));
+  if (gate_) norm_ = store.declare(cut_by("norm.weight", all_heads, p_, 0, shard.ssd_heads, Init::ones));
+  const Shape out_shape = {d, all_heads * p_};
   out_ = store.declare({.name = prefix + "out_proj.weight",
                         .global_shape = out_shape,
-                        .box = unit_box(out_shape, 1, p_, shard.heads)});
+                        .box = unit_box(out_shape, 1, p_, shard.ssd_heads)});
 }
 
 SsdMixer::Saved SsdMixer::carve(Carver& saved, int64_t rows, int64_t tokens) const {
+  const int64_t bt = rows * tokens;
   Saved s;
-  s.projected = saved.take(DType::f32, {rows * tokens, width()});
-  s.y = saved.take(DType::f32, {rows * tokens, heads_ * p_});
+  s.projected = saved.take(DType::f32, {bt, width()});
+  if (conv_) s.convolved = saved.take(DType::f32, {bt, cbx_width()});
   s.chunk_states = saved.take(DType::f32, {rows, ssd_num_chunks(tokens, chunk_), heads_, p_, n_});
+  s.y = saved.take(DType::f32, {bt, inner()});
+  if (gate_) {
+    s.squares = saved.take(DType::f32, {bt, groups_});
+    s.gated = saved.take(DType::f32, {bt, inner()});
+  }
   return s;
 }
 
@@ -54,32 +84,52 @@ void SsdMixer::carve_pending(Carver& pending, int64_t rows, int64_t tokens) cons
   pending.take(DType::f32, {rows * tokens, width()});
 }
 
-SsdMixer::Parts SsdMixer::split(const Tensor& projected, int64_t rows, int64_t tokens) const {
-  const int64_t gn = groups_ * n_, hp = heads_ * p_;
-  return {projected.slice(1, 0, gn).reshape({rows, tokens, groups_, n_}),
-          projected.slice(1, gn, gn).reshape({rows, tokens, groups_, n_}),
-          projected.slice(1, 2 * gn, hp).reshape({rows, tokens, heads_, p_}),
-          projected.slice(1, 2 * gn + hp, heads_).reshape({rows, tokens, heads_})};
+Linear SsdMixer::projection() const {
+  return {store_->fused_weight(first_projection_, num_projections_),
+          store_->fused_gradient(first_projection_, num_projections_)};
 }
 
-SsdInput SsdMixer::scan_input(const TokenContext& tokens, const Tensor& projected) const {
-  const Parts parts = split(projected, tokens.rows, tokens.tokens);
-  SsdInput in{.x = parts.x, .b = parts.b, .c = parts.c, .u = parts.u};
+SsdMixer::Parts SsdMixer::split(const Tensor& cbx, const TokenContext& tokens) const {
+  const int64_t gn = groups_ * n_;
+  return {cbx.slice(1, 0, gn).reshape({tokens.rows, tokens.tokens, groups_, n_}),
+          cbx.slice(1, gn, gn).reshape({tokens.rows, tokens.tokens, groups_, n_}),
+          cbx.slice(1, 2 * gn, inner()).reshape({tokens.rows, tokens.tokens, heads_, p_})};
+}
+
+SsdInput SsdMixer::scan_input(const TokenContext& tokens, const Saved& saved) const {
+  const Parts parts = split(conv_ ? saved.convolved : cbx_columns(saved.projected), tokens);
+  SsdInput in{.x = parts.x, .b = parts.b, .c = parts.c};
+  in.u = u_columns(saved.projected).reshape({tokens.rows, tokens.tokens, heads_});
   in.dt_bias = (*store_)[dt_bias_].weight;
   in.a_log = (*store_)[a_log_].weight;
   if (d_skip_ >= 0) in.d_skip = (*store_)[d_skip_].weight;
   in.cos = rotary_.cos;
   in.sin = rotary_.sin;
+  if (rotary_.cos) in.c_scale = tokens.c_scale;
   in.start = tokens.start;
   in.chunk = chunk_;
   return in;
 }
 
+void SsdMixer::sum_over_sharers(const Tensor& values) const {
+  if (group_sharers_->size() > 1) group_sharers_->all_reduce(values);
+}
+
 void SsdMixer::forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& out,
                        Carver& saved) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
+  const Shape rows = {tokens.rows, tokens.tokens, cbx_width()};
   projection().forward(stream, x, s.projected);
-  SsdForward scan{.in = scan_input(tokens, s.projected),
+  if (conv_) {
+    Conv1dForward conv{.x = cbx_columns(s.projected).reshape(rows),
+                       .weight = store_->fused_weight(conv_weight_, 3),
+                       .bias = store_->fused_weight(conv_bias_, 3),
+                       .start = tokens.start,
+                       .y = s.convolved.reshape(rows)};
+    if (tokens.cache != nullptr) conv.initial_window = conv.final_window = tokens.cache->window;
+    run(stream, conv);
+  }
+  SsdForward scan{.in = scan_input(tokens, s),
                   .y = s.y.reshape({tokens.rows, tokens.tokens, heads_, p_}),
                   .chunk_states = s.chunk_states};
   if (tokens.cache != nullptr) {
@@ -87,29 +137,76 @@ void SsdMixer::forward(Stream& stream, const TokenContext& tokens, const Tensor&
     scan.chunk_states = {};
   }
   run(stream, scan);
-  output().forward(stream, s.y, out);
+  if (gate_) {
+    const Tensor z = z_columns(s.projected);
+    run(stream, GatedNormSquares{.x = s.y, .z = z, .squares = s.squares});
+    sum_over_sharers(s.squares);
+    run(stream, GatedNormForward{.x = s.y,
+                                 .z = z,
+                                 .weight = (*store_)[norm_].weight,
+                                 .squares = s.squares,
+                                 .group_width = group_width_,
+                                 .eps = eps_,
+                                 .y = s.gated});
+  }
+  output().forward(stream, gate_ ? s.gated : s.y, out);
 }
 
 void SsdMixer::backward_input(Stream& stream, const TokenContext& tokens, const Tensor& d_out,
                               const Tensor& dx, Carver& saved, Carver& pending) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
   const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
-  Scratch scratch(stream, s.y.num_bytes());
-  const Tensor dy = scratch.carver().take(DType::f32, s.y.shape());
-  output().backward_input(stream, d_out, dy);
+  Carver count;
+  auto carve_scratch = [&](Carver& carver) {
+    const Tensor dy = carver.take(DType::f32, s.y.shape());
+    const Tensor d_convolved = conv_ ? carver.take(DType::f32, s.convolved.shape()) : Tensor{};
+    return std::array{dy, d_convolved, gate_ ? carver.take(DType::f32, s.squares.shape()) : Tensor{}};
+  };
+  carve_scratch(count);
+  Scratch scratch(stream, count.used());
+  Carver carver = scratch.carver();
+  const auto [dy, d_convolved, dots] = carve_scratch(carver);
 
-  const Parts d = split(d_projected, tokens.rows, tokens.tokens);
-  SsdBackward scan{.in = scan_input(tokens, s.projected),
+  output().backward_input(stream, d_out, dy);
+  if (gate_) {
+    const Tensor z = z_columns(s.projected), weight = (*store_)[norm_].weight;
+    run(stream, GatedNormDots{.x = s.y, .z = z, .weight = weight, .dy = dy, .dots = dots});
+    sum_over_sharers(dots);
+    run(stream, GatedNormBackward{.x = s.y,
+                                  .z = z,
+                                  .weight = weight,
+                                  .squares = s.squares,
+                                  .dots = dots,
+                                  .group_width = group_width_,
+                                  .eps = eps_,
+                                  .dy = dy,
+                                  .dx = dy,
+                                  .dz = z_columns(d_projected),
+                                  .d_weight = (*store_)[norm_].gradient});
+  }
+  const Parts d = split(conv_ ? d_convolved : cbx_columns(d_projected), tokens);
+  SsdBackward scan{.in = scan_input(tokens, s),
                    .chunk_states = s.chunk_states,
                    .dy = dy.reshape({tokens.rows, tokens.tokens, heads_, p_}),
                    .dx = d.x,
                    .db = d.b,
                    .dc = d.c,
-                   .du = d.u,
+                   .du = u_columns(d_projected).reshape({tokens.rows, tokens.tokens, heads_}),
                    .d_dt_bias = (*store_)[dt_bias_].gradient,
                    .d_a_log = (*store_)[a_log_].gradient};
   if (d_skip_ >= 0) scan.d_d_skip = (*store_)[d_skip_].gradient;
   run(stream, scan);
+  if (conv_) {
+    const Shape rows = {tokens.rows, tokens.tokens, cbx_width()};
+    run(stream, Conv1dBackward{.x = cbx_columns(s.projected).reshape(rows),
+                               .weight = store_->fused_weight(conv_weight_, 3),
+                               .bias = store_->fused_weight(conv_bias_, 3),
+                               .start = tokens.start,
+                               .dy = d_convolved.reshape(rows),
+                               .dx = cbx_columns(d_projected).reshape(rows),
+                               .d_weight = store_->fused_gradient(conv_weight_, 3),
+                               .d_bias = store_->fused_gradient(conv_bias_, 3)});
+  }
   projection().backward_input(stream, d_projected, dx);
 }
 
@@ -117,12 +214,14 @@ void SsdMixer::backward_weight(Stream& stream, const TokenContext& tokens, const
                                const Tensor& d_out, Carver& saved, Carver& pending) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
   const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
-  output().backward_weight(stream, d_out, s.y);
+  output().backward_weight(stream, d_out, gate_ ? s.gated : s.y);
   projection().backward_weight(stream, d_projected, x);
 }
 
 LayerCache SsdMixer::make_cache(Carver& carver, int64_t rows, int64_t) const {
-  return {.state = carver.take(DType::f32, {rows, heads_, p_, n_})};
+  LayerCache cache{.state = carver.take(DType::f32, {rows, heads_, p_, n_})};
+  if (conv_) cache.window = carver.take(DType::f32, {rows, conv_kernel_ - 1, cbx_width()});
+  return cache;
 }
 
 }  // namespace transxssm

@@ -1,5 +1,6 @@
-// State-space mixer: fused projection to C, B, X, dt; the scan with the unified rotation inside; output
-// projection.
+// State-space mixer, one for every kind: fused projection to z, C, B, X, dt; where configured a short
+// convolution over C, B, X; the scan, with the unified rotation inside where configured; where configured a
+// RMSNorm per state group, gated by silu(z); output projection.
 #pragma once
 
 #include "kernels/ssd_scan.h"
@@ -8,14 +9,16 @@
 #include "model/parameter.h"
 #include "model/rotary_table.h"
 #include "model/shard.h"
+#include "parallel/communicator.h"
 
 namespace transxssm {
 
 class SsdMixer {
  public:
-  // Declares its parameters in `store`, under "model.layers.<layer>.ssd.".
+  // Declares its parameters in `store`, under "model.layers.<layer>.ssd.". `group_sharers`: the tp ranks that
+  // split a state group between them, over which a gated norm sums its squares.
   SsdMixer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
-           const RotaryTable& chunk_rotary);
+           const RotaryTable& chunk_rotary, Communicator& group_sharers);
 
   // out is this rank's part of the sum over tp.
   void forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& out,
@@ -31,24 +34,45 @@ class SsdMixer {
 
  private:
   struct Saved {
-    Tensor projected;     // [BT, 2GN + HP + H]: C, B, X, u
-    Tensor y;             // [BT, HP]
+    Tensor projected;     // [BT, (HP +) 2GN + HP + H]: z, C, B, X, u
+    Tensor convolved;     // [BT, 2GN + HP]: C, B, X; empty without convolution
     Tensor chunk_states;  // [B, chunks, H, P, N]
+    Tensor y;             // [BT, HP]
+    Tensor squares;       // [BT, G] of gated y; empty without gate
+    Tensor gated;         // [BT, HP]; empty without gate
   };
-  struct Parts {  // views of a [BT, 2GN + HP + H] buffer
-    Tensor c, b, x, u;
+  struct Parts {  // views
+    Tensor c, b, x;
   };
   Saved carve(Carver& saved, int64_t rows, int64_t tokens) const;
-  Parts split(const Tensor& projected, int64_t rows, int64_t tokens) const;
-  SsdInput scan_input(const TokenContext& tokens, const Tensor& projected) const;
-  Linear projection() const { return {store_->fused_weight(c_, 4), store_->fused_gradient(c_, 4)}; }
+  // Columns of a [BT, width()] buffer.
+  Tensor z_columns(const Tensor& projected) const { return projected.slice(1, 0, inner()); }
+  Tensor cbx_columns(const Tensor& projected) const { return projected.slice(1, z_width(), cbx_width()); }
+  Tensor u_columns(const Tensor& projected) const {
+    return projected.slice(1, z_width() + cbx_width(), heads_);
+  }
+  Parts split(const Tensor& cbx, const TokenContext& tokens) const;
+  SsdInput scan_input(const TokenContext& tokens, const Saved& saved) const;
+  Linear projection() const;
   Linear output() const { return {(*store_)[out_].weight, (*store_)[out_].gradient}; }
-  int64_t width() const { return 2 * groups_ * n_ + heads_ * p_ + heads_; }
+  void sum_over_sharers(const Tensor& values) const;
+
+  int64_t inner() const { return heads_ * p_; }
+  int64_t z_width() const { return gate_ ? inner() : 0; }
+  int64_t cbx_width() const { return 2 * groups_ * n_ + inner(); }
+  int64_t width() const { return z_width() + cbx_width() + heads_; }
 
   const ParameterStore* store_;
-  RotaryTable rotary_;
+  RotaryTable rotary_;  // empty: no rotation
+  Communicator* group_sharers_;
   int64_t heads_, groups_, p_, n_, chunk_;
-  int c_ = 0, a_log_ = 0, dt_bias_ = 0, d_skip_ = -1, out_ = 0;
+  int64_t group_width_;  // channels of a whole state group, on all ranks together
+  double eps_;
+  bool conv_, gate_;
+  int64_t conv_kernel_;
+  int first_projection_ = 0, num_projections_ = 0;
+  int conv_weight_ = -1, conv_bias_ = -1;  // of C; B's and X's follow
+  int a_log_ = 0, dt_bias_ = 0, d_skip_ = -1, norm_ = -1, out_ = 0;
 };
 
 }  // namespace transxssm

@@ -1,5 +1,7 @@
 #include "model/training.h"
 
+#include <algorithm>
+
 namespace transxssm {
 namespace {
 
@@ -11,25 +13,25 @@ Carver reserve(Carver& carver, int64_t bytes) {
 }  // namespace
 
 TrainingWork::Slot TrainingWork::carve_slot(const Network& network, Carver& carver, int64_t rows,
-                                            int64_t tokens) {
+                                            int64_t tokens, Recompute recompute) {
   const Shape residual = {rows * tokens, network.config().d_model};
   const StageCut& cut = network.cut();
   Slot slot;
-  slot.start = carver.take(DType::u8, {rows, tokens});
-  slot.first_key = carver.take(DType::i32, {rows, tokens});
+  slot.facts = TokenFacts::carve(carver, network.config(), rows, tokens);
   for (int i = 0; i <= cut.num_layers; ++i) {
     const bool received = i == 0 && !cut.has_embedding;
     const bool sent = i == cut.num_layers && !cut.has_head;
     slot.x.push_back(received || sent ? Tensor{} : carver.take(DType::f32, residual));
   }
-  for (const auto& layer : network.layers())
-    slot.saved.push_back(reserve(carver, layer->saved_bytes(rows, tokens)));
-  if (cut.has_head) slot.saved.push_back(reserve(carver, network.head()->saved_bytes(rows * tokens)));
+  if (recompute == Recompute::keep)
+    for (const auto& layer : network.layers())
+      slot.saved.push_back(reserve(carver, layer->saved_bytes(rows, tokens)));
+  if (cut.has_head) slot.head = reserve(carver, network.head()->saved_bytes(rows * tokens));
   return slot;
 }
 
 TrainingWork::Pending TrainingWork::carve_pending(const Network& network, Carver& carver, int64_t rows,
-                                                  int64_t tokens) {
+                                                  int64_t tokens, Recompute recompute) {
   const Shape residual = {rows * tokens, network.config().d_model};
   const StageCut& cut = network.cut();
   Pending pending;
@@ -38,26 +40,36 @@ TrainingWork::Pending TrainingWork::carve_pending(const Network& network, Carver
     const bool received = i == cut.num_layers && !cut.has_head;
     pending.dy.push_back(sent || received ? Tensor{} : carver.take(DType::f32, residual));
   }
-  for (const auto& layer : network.layers())
-    pending.layers.push_back(reserve(carver, layer->pending_bytes(rows, tokens)));
+  int64_t most_saved = 0, most_pending = 0;
+  for (const auto& layer : network.layers()) {
+    most_saved = std::max(most_saved, layer->saved_bytes(rows, tokens));
+    most_pending = std::max(most_pending, layer->pending_bytes(rows, tokens));
+    if (recompute == Recompute::keep)
+      pending.layers.push_back(reserve(carver, layer->pending_bytes(rows, tokens)));
+  }
+  if (recompute == Recompute::keep) return pending;
+  pending.recomputed = reserve(carver, most_saved);
+  pending.y = carver.take(DType::f32, residual);
+  pending.layers.assign(network.layers().size(), reserve(carver, most_pending));  // each done before the next
   return pending;
 }
 
-ActivationBytes TrainingWork::activation_bytes(const Network& network, int64_t rows, int64_t tokens) {
+ActivationBytes TrainingWork::activation_bytes(const Network& network, int64_t rows, int64_t tokens,
+                                               Recompute recompute) {
   Carver slot, pending;
-  carve_slot(network, slot, rows, tokens);
-  carve_pending(network, pending, rows, tokens);
+  carve_slot(network, slot, rows, tokens, recompute);
+  carve_pending(network, pending, rows, tokens, recompute);
   return {slot.used(), pending.used()};
 }
 
 TrainingWork::TrainingWork(Stream& stream, const Network& network, int64_t rows, int64_t tokens,
-                           int num_slots)
-    : stream_(stream), network_(network), rows_(rows), tokens_(tokens) {
-  const ActivationBytes bytes = activation_bytes(network, rows, tokens);
+                           int num_slots, Recompute recompute)
+    : stream_(stream), network_(network), rows_(rows), tokens_(tokens), recompute_(recompute) {
+  const ActivationBytes bytes = activation_bytes(network, rows, tokens, recompute);
   arena_ = Arena(num_slots * bytes.slot + bytes.pending);
   Carver carver = arena_.carver();
-  for (int i = 0; i < num_slots; ++i) slots_.push_back(carve_slot(network, carver, rows, tokens));
-  pending_ = carve_pending(network, carver, rows, tokens);
+  for (int i = 0; i < num_slots; ++i) slots_.push_back(carve_slot(network, carver, rows, tokens, recompute));
+  pending_ = carve_pending(network, carver, rows, tokens, recompute);
 }
 
 void TrainingWork::begin_training(std::span<const Batch> microbatches, double loss_scale) {
@@ -77,15 +89,17 @@ TokenContext TrainingWork::context(const Batch& batch, const Slot& slot) const {
   return {.rows = rows_,
           .tokens = tokens_,
           .position = batch.position.reshape({rows_ * tokens_}),
-          .start = slot.start,
-          .first_key = slot.first_key};
+          .start = slot.facts.start,
+          .first_key = slot.facts.first_key,
+          .q_scale = slot.facts.q_scale,
+          .c_scale = slot.facts.c_scale};
 }
 
 void TrainingWork::forward(int microbatch, int slot_index, const Tensor& input, const Tensor& output) {
   const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
   Slot& slot = slots_[static_cast<size_t>(slot_index)];
   const Shape residual = {rows_ * tokens_, network_.config().d_model};
-  mark_documents(batch.position, slot.start, slot.first_key);
+  slot.facts.fill(network_.config(), batch.position);
   const TokenContext tokens = context(batch, slot);
   if (network_.embedding())
     network_.embedding()->forward(stream_, batch.input.reshape({rows_ * tokens_}), slot.x.front());
@@ -95,15 +109,14 @@ void TrainingWork::forward(int microbatch, int slot_index, const Tensor& input, 
   for (size_t i = 0; i < layers; ++i) {
     const bool sent = i + 1 == layers && !network_.head();
     const Tensor y = sent ? output.reshape(residual) : slot.x[i + 1];
-    network_.layers()[i]->forward(stream_, tokens, slot.x[i], y, slot.saved[i]);
+    network_.layers()[i]->forward(stream_, tokens, slot.x[i], y, saved(slot, i));
     if (observer_) observer_(microbatch, network_.cut().first_layer + static_cast<int>(i), y);
   }
   if (!network_.head()) return;
   const LossTargets targets{batch.target.reshape({rows_ * tokens_}), batch.valid.reshape({rows_ * tokens_}),
                             loss_scale_};
-  loss_sum_ += training_
-                   ? network_.head()->loss_and_gradients(stream_, targets, slot.x[layers], slot.saved[layers])
-                   : network_.head()->loss(stream_, targets, slot.x[layers], slot.saved[layers]);
+  loss_sum_ += training_ ? network_.head()->loss_and_gradients(stream_, targets, slot.x[layers], slot.head)
+                         : network_.head()->loss(stream_, targets, slot.x[layers], slot.head);
 }
 
 void TrainingWork::backward_input(int microbatch, int slot_index, const Tensor& d_output,
@@ -114,14 +127,19 @@ void TrainingWork::backward_input(int microbatch, int slot_index, const Tensor& 
   pending_microbatch_ = microbatch;
   const size_t layers = network_.layers().size();
   if (network_.head())
-    network_.head()->backward_input(stream_, slot.x[layers], pending_.dy[layers], slot.saved[layers]);
+    network_.head()->backward_input(stream_, slot.x[layers], pending_.dy[layers], slot.head);
   else
     pending_.dy[layers] = d_output.reshape(residual);
   for (size_t i = layers; i-- > 0;) {
     const bool sent = i == 0 && !network_.embedding();
+    if (recompute_ == Recompute::layer)
+      network_.layers()[i]->forward(stream_, tokens, slot.x[i], pending_.y, saved(slot, i));
     network_.layers()[i]->backward_input(stream_, tokens, slot.x[i], pending_.dy[i + 1],
-                                         sent ? d_input.reshape(residual) : pending_.dy[i], slot.saved[i],
+                                         sent ? d_input.reshape(residual) : pending_.dy[i], saved(slot, i),
                                          pending_.layers[i]);
+    if (recompute_ == Recompute::layer)  // now: the next layer takes the same memory
+      network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], saved(slot, i),
+                                            pending_.layers[i]);
   }
 }
 
@@ -132,8 +150,8 @@ void TrainingWork::backward_weight(int microbatch, int slot_index) {
   TRANSXSSM_CHECK(pending_microbatch_ == microbatch,
                   "W of microbatch {} follows B of {}: one set of gradients waits", microbatch,
                   pending_microbatch_);
-  for (size_t i = network_.layers().size(); i-- > 0;)
-    network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], slot.saved[i],
+  for (size_t i = recompute_ == Recompute::keep ? network_.layers().size() : 0; i-- > 0;)
+    network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], saved(slot, i),
                                           pending_.layers[i]);
   if (network_.embedding())
     network_.embedding()->backward_weight(stream_, batch.input.reshape({rows_ * tokens_}),

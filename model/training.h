@@ -13,6 +13,10 @@
 
 namespace transxssm {
 
+// What a layer's forward leaves for its backward: everything, or only its input, from which the backward
+// forms the rest again (one more forward of time, the memory of one layer instead of all).
+enum class Recompute { keep, layer };
+
 // Bytes of one stage's activations, known without allocating them.
 struct ActivationBytes {
   int64_t slot = 0;     // kept by each microbatch from its forward to its weight gradients
@@ -21,10 +25,12 @@ struct ActivationBytes {
 
 class TrainingWork : public StageWork {
  public:
-  static ActivationBytes activation_bytes(const Network& network, int64_t rows, int64_t tokens);
+  static ActivationBytes activation_bytes(const Network& network, int64_t rows, int64_t tokens,
+                                          Recompute recompute);
 
   // Microbatches of `rows` x `tokens`; allocates num_slots slots (Pipeline::num_slots()).
-  TrainingWork(Stream& stream, const Network& network, int64_t rows, int64_t tokens, int num_slots);
+  TrainingWork(Stream& stream, const Network& network, int64_t rows, int64_t tokens, int num_slots,
+               Recompute recompute = Recompute::keep);
 
   // Before Pipeline::run: the microbatches, and 1 / number of valid targets of the whole step.
   void begin_training(std::span<const Batch> microbatches, double loss_scale);
@@ -45,21 +51,30 @@ class TrainingWork : public StageWork {
 
  private:
   struct Slot {
-    Tensor start, first_key;  // [B,T]
-    std::vector<Tensor> x;    // input of each layer, then of the head; the first of a later stage is received
-    std::vector<Carver> saved;  // of each layer, then of the head
+    TokenFacts facts;
+    std::vector<Tensor> x;  // input of each layer, then of the head; the first of a later stage is received
+    std::vector<Carver> saved;  // of each layer (unless recomputed)
+    Carver head;
   };
   struct Pending {
     std::vector<Tensor> dy;  // gradient of x of the same index; the last of an earlier stage is received
     std::vector<Carver> layers;
+    Carver recomputed;  // what one layer saves
+    Tensor y;           // its output, formed again and not used
   };
-  static Slot carve_slot(const Network& network, Carver& carver, int64_t rows, int64_t tokens);
-  static Pending carve_pending(const Network& network, Carver& carver, int64_t rows, int64_t tokens);
+  static Slot carve_slot(const Network& network, Carver& carver, int64_t rows, int64_t tokens,
+                         Recompute recompute);
+  static Pending carve_pending(const Network& network, Carver& carver, int64_t rows, int64_t tokens,
+                               Recompute recompute);
+  Carver saved(const Slot& slot, size_t layer) const {
+    return recompute_ == Recompute::keep ? slot.saved[layer] : pending_.recomputed;
+  }
   TokenContext context(const Batch& batch, const Slot& slot) const;
 
   Stream& stream_;
   const Network& network_;
   int64_t rows_, tokens_;
+  Recompute recompute_;
   Arena arena_;
   std::vector<Slot> slots_;
   Pending pending_;

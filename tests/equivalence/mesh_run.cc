@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "launch/gather.h"
 #include "parallel/local.h"
 #include "runtime/crc32c.h"
 #include "runtime/rng.h"
@@ -9,35 +10,10 @@
 namespace transxssm::equivalence {
 namespace {
 
-// Sums one logical tensor over the world: each element comes from the one rank that owns it.
-std::vector<float> gather(Communicator& world, const ParameterSpec& spec, const Tensor& local,
-                          bool contribute) {
-  std::vector<float> whole(static_cast<size_t>(spec.global_shape.num_elements()));
-  if (contribute && local.num_elements() > 0) {
-    Tensor target(whole.data(), DType::f32, spec.global_shape);
-    for (int dim = 0; dim < target.rank(); ++dim)
-      target = target.slice(dim, spec.box.offset[dim], spec.box.extent[dim]);
-    copy(local, target);
-  }
-  world.all_reduce(Tensor(whole.data(), DType::f32, {static_cast<int64_t>(whole.size())}));
-  return whole;
-}
-
-// Every rank must name the same tensors in the same order: those of the whole network.
-NamedValues gather_all(const Trainer& trainer, const ModelConfig& config, Communicator& world,
-                       bool contribute, Tensor Parameter::*field) {
-  const auto alone = single_rank();
-  const StageCut all{.first_layer = 0, .num_layers = static_cast<int>(config.num_layers)};
-  const Network whole(config, Shard::of(config, 1, 0), all, *alone, 1);
+NamedValues gather_all(Trainer& trainer, Tensor Parameter::*field) {
   NamedValues values;
-  for (const Parameter& logical : whole.parameters().all()) {
-    const Parameter* local = nullptr;
-    for (const Parameter& p : trainer.network().parameters().all())
-      if (p.spec.name == logical.spec.name) local = &p;
-    const bool owner = contribute && local != nullptr && local->spec.owner;
-    values[logical.spec.name] =
-        gather(world, local ? local->spec : logical.spec, local ? local->*field : Tensor{}, owner);
-  }
+  for (LogicalTensor& tensor : gather_parameters(trainer, field))
+    values[tensor.name] = std::move(tensor.values);
   return values;
 }
 
@@ -64,11 +40,12 @@ TrainConfig make_config(const Case& test, const MeshCase& mesh) {
   const std::string text = fmt::format(
       "model {{ {} }} data {{ train {{ prefix: 'unused' }} sequence_length: {} }} "
       "optimizer {{ learning_rate: 1e-3 clip_norm: {} }} schedule {{ steps: 100 }} "
-      "parallel {{ pp: {} dp: {} tp: {} microbatch_size: {} global_batch: {} pipeline: '{}' bucket_elements: "
+      "parallel {{ pp: {} dp: {} tp: {} microbatch_size: {} global_batch: {} pipeline: '{}' recompute: '{}' "
+      "bucket_elements: "
       "20000 }} "
       "log {{ run_directory: 'unused' }} seed: 7",
       test.model, test.tokens, test.clip_norm, mesh.shape.pp, mesh.shape.dp, mesh.shape.tp,
-      mesh.microbatch_size, test.global_batch, mesh.pipeline);
+      mesh.microbatch_size, test.global_batch, mesh.pipeline, mesh.recompute);
   return parse_config(text, mesh.name(), {}, static_cast<int>(mesh.shape.size()));
 }
 
@@ -106,7 +83,7 @@ RunResult run_rank(const Case& test, const MeshCase& mesh_case, int steps, Commu
   Trainer trainer(config, world, stream);
   const bool contribute = trainer.mesh().coordinate().dp == 0;
   RunResult result;
-  result.initial_weights = gather_all(trainer, model, world, contribute, &Parameter::weight);
+  result.initial_weights = gather_all(trainer, &Parameter::weight);
   for (int step = 0; step < steps; ++step) {
     fill_rows(test, model.vocab_size, step, trainer.first_row(), trainer.batch());
     const auto before = sent_by_axis(trainer.mesh());
@@ -115,12 +92,12 @@ RunResult run_rank(const Case& test, const MeshCase& mesh_case, int steps, Commu
       auto sent = sent_by_axis(trainer.mesh());
       for (auto& [axis, bytes] : sent) bytes -= before.contains(axis) ? before.at(axis) : 0;
       result.bytes_sent.push_back(sent);
-      result.gradients = gather_all(trainer, model, world, contribute, &Parameter::gradient);
+      result.gradients = gather_all(trainer, &Parameter::gradient);
     }
     result.loss.push_back(r.loss);
     result.gradient_norm.push_back(r.gradient_norm);
   }
-  result.final_weights = gather_all(trainer, model, world, contribute, &Parameter::weight);
+  result.final_weights = gather_all(trainer, &Parameter::weight);
   const ParameterStore& parameters = trainer.network().parameters();
   auto& checksums = result.weight_checksums.emplace_back();
   for (const Parameter& p : parameters.all())

@@ -22,6 +22,7 @@ struct MeshCase {
   MeshShape shape;
   std::string pipeline = "1f1b";
   int64_t microbatch_size = 1;
+  std::string recompute = "keep";
   std::string name() const;
 };
 

@@ -96,7 +96,8 @@ TEST(Shares, KvHeadsAndGroupsHaveOneOwner) {
   for (const char* name : {"attn.k_proj", "attn.v_proj", "ssd.b_proj", "ssd.c_proj"}) {
     int64_t owned = 0, held = 0;
     for (int rank = 0; rank < 4; ++rank) {
-      for (const Parameter& p : make(config, 4, rank, 1).network->parameters().all()) {
+      const Made made = make(config, 4, rank, 1);
+      for (const Parameter& p : made.network->parameters().all()) {
         if (p.spec.name.find(name) == std::string::npos) continue;
         EXPECT_EQ(p.spec.gradient_sum_share, 2) << p.spec.name;
         held += p.num_elements();
