@@ -247,11 +247,12 @@ class TransXSSMStateSpace(nn.Module):
         b, c = (wide(t).unflatten(-1, (-1, self.state_size)) for t in (b, c))
         if self.rotates:
             b, c = row.rotate(b), row.rotate(c)
-        dt = F.softplus(F.linear(wide(x), wide(self.dt_proj.weight)) + self.dt_bias)
         if state is None:
             state = xs.new_zeros(xs.shape[0], *xs.shape[2:], self.state_size)
-        a = -torch.exp(self.A_log.to(dt.dtype))
-        y, state = ssd_scan(xs, dt, a, b, row.log_n_scaled(c), row.starts, state, self.chunk)
+        with torch.autocast(x.device.type, enabled=False):
+            dt = F.softplus(F.linear(wide(x), wide(self.dt_proj.weight)) + self.dt_bias)
+            a = -torch.exp(self.A_log.to(dt.dtype))
+            y, state = ssd_scan(xs, dt, a, b, row.log_n_scaled(c), row.starts, state, self.chunk)
         if cache is not None:
             cache.layers[self.layer_idx] = (state, window)
         if self.D is not None:
