@@ -31,6 +31,27 @@ inline Case untied_case() {
           .documents = true};
 }
 
+// The other kinds and ablations, small: KV heads and groups that tp 4 shares, packed documents, awkward
+// sizes.
+inline std::vector<std::pair<std::string, Case>> kinds() {
+  const std::string size =
+      "vocab_size: 131 d_model: 32 num_heads: 4 d_state: 8 chunk: 16 num_kv_heads: 2 num_groups: 2 ";
+  const std::string mamba =
+      "ssd_position: 'conv1d' ssd_gate: true d_skip: true ssd_expand: 2 learned_residual: false ";
+  auto test = [&](const std::string& model) {
+    return Case{.model = size + model, .tokens = 37, .global_batch = 4, .documents = true, .clip_norm = 0.5};
+  };
+  return {{"llama", test("num_layers: 4 d_ff: 48 attn_period: 1 attn_offset: 0 learned_residual: false")},
+          {"mamba2", test("num_layers: 4 d_ff: 0 layer_pattern: 'SSSS' " + mamba)},
+          {"jamba", test("num_layers: 4 d_ff: 48 layer_pattern: 'SSAS' attention_rope: false " + mamba)},
+          {"conv1d", test("num_layers: 4 d_ff: 48 layer_pattern: 'SSSA' ssd_position: 'conv1d' d_skip: true "
+                          "attention_rope: false")},
+          {"decay",
+           test("num_layers: 4 d_ff: 48 layer_pattern: 'SSSA' ssd_position: 'none' attention_rope: false")},
+          {"yarn", test("num_layers: 4 d_ff: 48 layer_pattern: 'SASA' rope_scaling: 'yarn' "
+                        "rope_original_length: 16 log_n_scale: true")}};
+}
+
 // The preset `tiny` at 512 tokens a step.
 inline Case tiny_case() {
   return {.model = "preset: 'tiny'", .tokens = 64, .global_batch = 8};

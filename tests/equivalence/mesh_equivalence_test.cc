@@ -104,6 +104,30 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Untied,
                                          MeshCase{{.pp = 4, .dp = 2, .cp = 1, .tp = 1}}),
                          [](const auto& mesh) { return mesh.param.name(); });
 
+class Kinds : public testing::TestWithParam<std::pair<std::string, Case>> {};
+TEST_P(Kinds, EveryMeshEqualsOneRank) {
+  const Case& test = GetParam().second;
+  const RunResult one = run_threads(test, {}, 4);
+  for (const MeshCase& mesh : meshes()) {
+    if (mesh.microbatch_size > 1 && mesh.shape.dp > 1) continue;
+    if (test.global_batch / mesh.shape.dp % mesh.microbatch_size != 0) continue;
+    EXPECT_THAT(differences(run_threads(test, mesh, 4), one), testing::IsEmpty()) << mesh.name();
+  }
+}
+INSTANTIATE_TEST_SUITE_P(All, Kinds, testing::ValuesIn(kinds()),
+                         [](const auto& kind) { return kind.param.first; });
+
+// Forming a layer's activations again changes no bit and needs less memory.
+TEST(Recompute, ChangesNoBit) {
+  MeshCase mesh{{.pp = 2, .dp = 1, .cp = 1, .tp = 2}};
+  const RunResult kept = run_threads(awkward_case(), mesh, 5);
+  mesh.recompute = "layer";
+  const RunResult again = run_threads(awkward_case(), mesh, 5);
+  EXPECT_EQ(again.loss, kept.loss);
+  EXPECT_EQ(again.gradients, kept.gradients);
+  EXPECT_EQ(again.final_weights, kept.final_weights);
+}
+
 class Awkward : public testing::TestWithParam<MeshCase> {};
 TEST_P(Awkward, EqualsOneRank) {
   check_mesh_case(awkward_case(), GetParam(), false);
