@@ -10,6 +10,7 @@
 #include "launch/commands/data.h"
 #include "launch/commands/generate.h"
 #include "launch/commands/hugging_face.h"
+#include "launch/commands/selfcheck.h"
 #include "launch/commands/train.h"
 #include "launch/version.h"
 #include "launch/worker.h"
@@ -30,7 +31,7 @@ Program program() {
   add({train_command()});
   add(checkpoint_commands());
   add(hugging_face_commands());
-  add({generate_command()});
+  add({generate_command(), selfcheck_command()});
   for (Command& command : p.commands) {
     if (command.parallel) continue;
     // Several processes doing the work of one would overwrite each other's files.

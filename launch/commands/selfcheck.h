@@ -1,0 +1,9 @@
+#pragma once
+
+#include "launch/command.h"
+
+namespace transxssm {
+
+Command selfcheck_command();
+
+}  // namespace transxssm
