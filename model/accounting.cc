@@ -9,14 +9,18 @@ namespace {
 // FLOPs of one layer for a token; the two sub-layers together.
 double layer_flops(const ModelConfig& c, int64_t layer, int64_t tokens) {
   const double d = static_cast<double>(c.d_model), p = static_cast<double>(c.head_dim());
-  const double h = static_cast<double>(c.num_heads), n = static_cast<double>(c.d_state);
   const double mlp = 6 * 3 * d * static_cast<double>(c.d_ff);
   if (c.is_attention(layer)) {
-    const double matrices = d * p * (2 * h + 2 * static_cast<double>(c.kv_heads()));
+    const double h = static_cast<double>(c.num_heads), kv = static_cast<double>(c.kv_heads());
+    const double matrices = d * p * (2 * h + 2 * kv);
     return mlp + 6 * matrices + 6 * static_cast<double>(tokens) * h * p;
   }
-  const double matrices = d * (2 * static_cast<double>(c.groups()) * n + 2 * h * p + h);
-  return mlp + 6 * matrices + 12 * h * n * p;
+  const double h = static_cast<double>(c.ssd_heads()), n = static_cast<double>(c.d_state);
+  const double inner = h * p, group_states = static_cast<double>(c.groups()) * n;
+  const double in_and_out = inner * (c.ssd_gate ? 3 : 2);  // x, y, and the gate z
+  const double matrices = d * (2 * group_states + in_and_out + h);
+  const double channels = c.ssd_position == SsdPosition::conv1d ? inner + 2 * group_states : 0;
+  return mlp + 6 * matrices + 12 * h * n * p + 6 * channels * static_cast<double>(c.conv_kernel);
 }
 
 double head_flops(const ModelConfig& c) {
