@@ -152,17 +152,17 @@ Reference::Matrix Reference::state_space(const std::string& prefix, const Matrix
   for (int64_t h = 0; h < heads; ++h) {
     const auto head = static_cast<size_t>(h);
     const int64_t group = h * config_.groups() / heads * states;
-    const double a = -std::exp(weight(prefix + "A_log")[head]);
+    const double a = -std::exp(weight(prefix + "A_log")[head]), dt_bias = weight(prefix + "dt_bias")[head];
+    const double skip = config_.d_skip ? weight(prefix + "D")[head] : 0;
     std::vector<double> state;  // [width, states]
     for (int64_t t = 0; t < tokens_; ++t) {
       if (t == first_[static_cast<size_t>(t)]) state.assign(static_cast<size_t>(width * states), 0);
-      const double dt = softplus(u[t][h] + weight(prefix + "dt_bias")[head]), decay = std::exp(a * dt);
+      const double dt = softplus(u[t][h] + dt_bias), decay = std::exp(a * dt);
       for (int64_t d = 0; d < width; ++d) {
         double* s = state.data() + d * states;
         const double input = X[t][h * width + d];
         for (int64_t n = 0; n < states; ++n) s[n] = decay * s[n] + dt * input * B[t][group + n];
-        y[t][h * width + d] = dot(s, C[t] + group, states);
-        if (config_.d_skip) y[t][h * width + d] += weight(prefix + "D")[head] * input;
+        y[t][h * width + d] = dot(s, C[t] + group, states) + skip * input;
       }
     }
   }
