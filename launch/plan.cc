@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "launch/progress_bar.h"
+#include "runtime/format.h"
 #include "parallel/local.h"
 #include "parallel/pipeline.h"
 

@@ -1,5 +1,7 @@
 #include "launch/progress_bar.h"
 
+#include "runtime/format.h"
+
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -15,28 +17,6 @@ constexpr double kPlainSeconds = 10;
 constexpr int kBarWidth = 24;
 
 }  // namespace
-
-std::string format_bytes(double bytes) {
-  const char* units[] = {"B", "kB", "MB", "GB", "TB"};
-  size_t unit = 0;
-  for (; bytes >= 1000 && unit + 1 < std::size(units); ++unit) bytes /= 1000;
-  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.1f} {}", bytes, units[unit]);
-}
-
-std::string format_seconds(double seconds) {
-  const auto whole = static_cast<int64_t>(seconds + 0.5);
-  if (seconds < 10) return fmt::format("{:.1f}s", seconds);
-  if (whole < 60) return fmt::format("{}s", whole);
-  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
-  return fmt::format("{}h{:02}m", whole / 3600, whole % 3600 / 60);
-}
-
-std::string format_count(int64_t count) {
-  std::string digits = std::to_string(count);
-  for (auto at = static_cast<int64_t>(digits.size()) - 3; at > (count < 0 ? 1 : 0); at -= 3)
-    digits.insert(static_cast<size_t>(at), 1, ',');
-  return digits;
-}
 
 ProgressBar::ProgressBar(std::string label, int64_t total, Unit unit)
     : label_(std::move(label)),
@@ -67,7 +47,7 @@ std::string ProgressBar::line(int64_t done, double seconds) const {
   }
   text += fmt::format("  {}/s", amount(speed));
   if (total_ > done && speed > 0)
-    text += fmt::format("  {} left", format_seconds(static_cast<double>(total_ - done) / speed));
+    text += fmt::format("  {} left", format_duration(static_cast<double>(total_ - done) / speed));
   return text;
 }
 

@@ -33,10 +33,4 @@ class ProgressBar {
   Clock::time_point start_, last_;
 };
 
-// "1.2 MB", "3.4 GB" (powers of ten); "1m05s".
-std::string format_bytes(double bytes);
-std::string format_seconds(double seconds);
-// "1,234,567"
-std::string format_count(int64_t count);
-
 }  // namespace transxssm

@@ -8,6 +8,29 @@
 #include <span>
 
 namespace transxssm {
+
+std::string escape_markup(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    switch (c) {
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '&':
+        out += "&amp;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
+    }
+  }
+  return out;
+}
 namespace {
 
 // Pixels of the drawing: the plot inside, margins for the numbers at its left and below.
@@ -40,29 +63,6 @@ struct Frame {
     return kTop + (1 - (v - y.low) / (y.high - y.low)) * kPlotHeight;
   }
 };
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '&':
-        out += "&amp;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
 
 std::string label(double value) {
   const double size = std::abs(value);
@@ -182,9 +182,9 @@ std::string axes(const Chart& chart, const Frame& frame) {
                        frame.column(mark), kTop, kPlotHeight, label(mark));
   }
   out += fmt::format("<text x=\"{}\" y=\"20\" class=\"t\">{}</text>", kLeft,
-                     escaped(chart.title + ", " + chart.y_label));
+                     escape_markup(chart.title + ", " + chart.y_label));
   out += fmt::format("<text x=\"{}\" y=\"{}\" class=\"m\">{}</text>", kLeft + kPlotWidth / 2, kHeight - 6,
-                     escaped(chart.x_label));
+                     escape_markup(chart.x_label));
   return out;
 }
 
@@ -206,7 +206,7 @@ std::string tooltips(const Chart& chart, const Frame& frame) {
     if (text.empty()) continue;
     out += fmt::format(
         "<rect class=\"tip\" x=\"{:.1f}\" y=\"{}\" width=\"{:.1f}\" height=\"{}\"><title>{}</title></rect>",
-        kLeft + strip * width, kTop, width, kPlotHeight, escaped(text));
+        kLeft + strip * width, kTop, width, kPlotHeight, escape_markup(text));
   }
   return out;
 }
@@ -218,13 +218,14 @@ std::string chart_svg(const Chart& chart) {
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 {} {}\" role=\"img\" "
       "aria-label=\"{}\">",
-      kWidth, kHeight, escaped(chart.title));
+      kWidth, kHeight, escape_markup(chart.title));
   out += axes(chart, frame);
   int legend = kWidth - kRight;
   for (size_t i = chart.curves.size();
        i-- > 0 && chart.curves.size() > 1;) {  // right to left, beside the title
     const std::string& name = chart.curves[i].name;
-    out += fmt::format("<text x=\"{}\" y=\"20\" class=\"e c{}\">{}</text>", legend, i % 4, escaped(name));
+    out +=
+        fmt::format("<text x=\"{}\" y=\"20\" class=\"e c{}\">{}</text>", legend, i % 4, escape_markup(name));
     legend -= static_cast<int>(name.size()) * 7 + 18;
   }
   for (size_t i = 0; i < chart.curves.size(); ++i) {

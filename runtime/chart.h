@@ -32,4 +32,7 @@ std::string chart_style();
 // A file of its own, for pages that show images.
 std::string chart_svg_file(const Chart& chart);
 
+// Text with the characters that HTML and SVG give a meaning replaced.
+std::string escape_markup(const std::string& text);
+
 }  // namespace transxssm

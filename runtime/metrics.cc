@@ -1,5 +1,7 @@
 #include "runtime/metrics.h"
 
+#include "runtime/format.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -24,24 +26,6 @@ double unix_seconds() {
   return static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()) / 1000;
 }
 
-// 1234 -> 1234, 5.6e8 -> 560.0M
-std::string with_unit(double count) {
-  constexpr std::pair<double, const char*> units[] = {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e4, "k"}};
-  for (const auto& [size, letter] : units) {
-    if (count >= size) return fmt::format("{:.1f}{}", count / (size == 1e4 ? 1e3 : size), letter);
-  }
-  return fmt::format("{:.0f}", count);
-}
-
-std::string duration(double seconds) {
-  if (!std::isfinite(seconds) || seconds < 0) return "?";
-  const auto whole = static_cast<int64_t>(std::min(std::round(seconds), 1e12));
-  const int64_t days = whole / 86400, hours = whole / 3600 % 24, minutes = whole / 60 % 60;
-  if (days > 0) return fmt::format("{}d {:02}h", days, hours);
-  if (hours > 0) return fmt::format("{}h {:02}m", hours, minutes);
-  return fmt::format("{}m {:02}s", minutes, whole % 60);
-}
-
 const char* not_finite_name(double value) {
   return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
 }
@@ -60,8 +44,9 @@ std::string format_step_line(const StepMetrics& m) {
   const size_t width = fmt::formatted_size("{}", m.num_steps);
   return fmt::format(
       "step {:>{}}/{} | loss {:.4f} | grad {:.3g} | lr {:.3e} | {:>6} tok/s | {:.0f} ms | {} tokens | eta {}",
-      m.step, width, m.num_steps, m.loss, m.grad_norm, m.learning_rate, with_unit(m.tokens_per_second),
-      1e3 * m.step_seconds, with_unit(static_cast<double>(m.tokens)), duration(m.eta_seconds));
+      m.step, width, m.num_steps, m.loss, m.grad_norm, m.learning_rate,
+      format_short_count(m.tokens_per_second), 1e3 * m.step_seconds,
+      format_short_count(static_cast<double>(m.tokens)), format_duration(m.eta_seconds));
 }
 
 MetricsWriter::MetricsWriter(const std::string& run_directory, int64_t first_step, const RunFacts& facts)

@@ -1,5 +1,7 @@
 #include "runtime/report.h"
 
+#include "runtime/format.h"
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -22,23 +24,6 @@ figure{margin:0 0 22px;border:1px solid var(--line);border-radius:10px;padding:1
 table{border-collapse:collapse;width:100%;margin-top:28px}td,th{text-align:left;vertical-align:top;padding:6px 12px 6px 0;border-top:1px solid var(--line);font-weight:400}
 th{color:var(--soft);width:32%}td{overflow-wrap:anywhere}
 )";
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
-  }
-  return out;
-}
-
-// 6144000 -> 6.14 M
-std::string short_count(double count) {
-  constexpr std::pair<double, const char*> units[] = {{1e12, " T"}, {1e9, " B"}, {1e6, " M"}, {1e3, " k"}};
-  for (const auto& [size, name] : units) {
-    if (count >= size) return fmt::format("{:.3g}{}", count / size, name);
-  }
-  return fmt::format("{:.3g}", count);
-}
 
 Curve curve_of(const MetricsHistory::Series& series, std::string name) {
   Curve curve;
@@ -73,7 +58,7 @@ std::string headline(const MetricsHistory& history) {
   last("eval/loss", "validation loss", "{:.4f}");
   last("eval/bits_per_byte", "bits per byte", "{:.3f}");
   if (const auto* tokens = history.find("train/tokens"); tokens && !tokens->value.empty()) {
-    item("tokens", short_count(tokens->value.back()));
+    item("tokens", format_short_count(tokens->value.back()));
   }
   if (const auto* speed = history.find("perf/tokens_per_second")) {
     std::vector<double> finite;
@@ -81,7 +66,7 @@ std::string headline(const MetricsHistory& history) {
                  [](double value) { return std::isfinite(value); });
     const auto middle = finite.begin() + static_cast<std::ptrdiff_t>(finite.size() / 2);
     std::nth_element(finite.begin(), middle, finite.end());
-    if (!finite.empty()) item("median tokens/s", short_count(*middle));
+    if (!finite.empty()) item("median tokens/s", format_short_count(*middle));
   }
   return out + "</dl>";
 }
@@ -112,7 +97,7 @@ std::string report_html(const MetricsHistory& history, const std::string& title)
       "'unsafe-inline'\">"
       "<meta name=\"viewport\" content=\"width=device-width\"><meta name=\"color-scheme\" content=\"light "
       "dark\">";
-  out += fmt::format("<title>{0}</title><style>{1}{2}</style></head><body><h1>{0}</h1>", escaped(title),
+  out += fmt::format("<title>{0}</title><style>{1}{2}</style></head><body><h1>{0}</h1>", escape_markup(title),
                      chart_style(), kPageStyle);
   out += fmt::format("<p>TransXSSM pretraining{}</p>",
                      history.resumed_steps.empty()
@@ -136,7 +121,7 @@ std::string report_html(const MetricsHistory& history, const std::string& title)
 
   out += "<table>";
   for (const auto& [name, value] : history.facts) {
-    out += fmt::format("<tr><th>{}</th><td>{}</td></tr>", escaped(name), escaped(value));
+    out += fmt::format("<tr><th>{}</th><td>{}</td></tr>", escape_markup(name), escape_markup(value));
   }
   return out + "</table></body></html>\n";
 }

@@ -8,17 +8,10 @@
 
 #include "checkpoint/checkpoint.h"
 #include "parallel/local.h"
+#include "runtime/format.h"
 
 namespace transxssm {
 namespace {
-
-std::string human_bytes(int64_t bytes) {
-  const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
-  auto value = static_cast<double>(bytes);
-  size_t unit = 0;
-  for (; value >= 1024 && unit + 1 < std::size(units); ++unit) value /= 1024;
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
-}
 
 std::string saved_at(const TrainState& state) {
   return fmt::format("{:%Y-%m-%d %H:%M:%S} UTC",
@@ -55,7 +48,7 @@ int list(const Arguments& arguments) {
     }
     const LoadedCheckpoint loaded = read_manifest(files, info.path);
     fmt::print("step {:>9}  {:>10}  {}  loss {:.4f}  {} tokens  {}  {}\n", info.step,
-               human_bytes(loaded.bytes), saved_at(loaded.state), loaded.state.loss,
+               format_bytes(loaded.bytes), saved_at(loaded.state), loaded.state.loss,
                loaded.state.consumed_tokens, mesh_text(loaded.state.mesh), info.path);
   }
   return 0;
@@ -76,7 +69,7 @@ int inspect(const Arguments& arguments) {
   fmt::print("run               {}\ndata digest       {}\ntokenizer digest  {}\n", state.run_uuid,
              state.data_digest, state.tokenizer_digest);
   fmt::print("parameters        {}\ntensors, files    {}, {}\nsize              {} ({} bytes)\n", parameters,
-             loaded.tensors.size(), loaded.num_files, human_bytes(loaded.bytes), loaded.bytes);
+             loaded.tensors.size(), loaded.num_files, format_bytes(loaded.bytes), loaded.bytes);
   if (arguments.flag("--tensors")) {
     for (const TensorInfo& tensor : loaded.tensors) {
       fmt::print("{:<10}  {:<4}  {:<20}  {}{}\n", tensor_kind_name(tensor.kind), dtype_name(tensor.dtype),

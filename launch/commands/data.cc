@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "launch/progress_bar.h"
+#include "runtime/format.h"
 #include "runtime/data/bpe_trainer.h"
 #include "runtime/data/text_reader.h"
 #include "runtime/data/token_file.h"
@@ -137,7 +138,7 @@ int train_tokenizer(const Arguments& arguments) {
   write_file_atomically(files, output, tokenizer.to_json());
   fmt::print("{}: {} tokens, from {} of text in {} ({} distinct words)\n", output,
              format_count(tokenizer.vocab_size()), format_bytes(static_cast<double>(text_bytes)),
-             format_seconds(reading.seconds()), format_count(distinct));
+             format_duration(reading.seconds()), format_count(distinct));
   if (tokenizer.vocab_size() < options.vocab_size)
     log_warning("The text gives only {} of the {} tokens asked for: no pair of tokens is left.",
                 format_count(tokenizer.vocab_size()), format_count(options.vocab_size));
@@ -203,7 +204,7 @@ int tokenize(const Arguments& arguments) {
   fmt::print("{}.bin, {}.idx: {} documents, {} tokens ({}) of {} text, {:.2f} bytes a token; {}, {}/s\n",
              output, output, format_count(writer.num_documents()), format_count(writer.num_tokens()),
              writer.token_bytes() == 2 ? "u16" : "i32", format_bytes(bytes),
-             bytes / static_cast<double>(writer.num_tokens()), format_seconds(seconds),
+             bytes / static_cast<double>(writer.num_tokens()), format_duration(seconds),
              format_bytes(bytes / seconds));
   if (specials_in_text > 0)
     log_warning("{} special tokens were written out in the text and became their ids.",

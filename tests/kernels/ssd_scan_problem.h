@@ -1,5 +1,7 @@
 // The chunked scan against the recurrence itself, written once for any scalar; derivatives by the complex
 // step (Squire & Trapp 1998), exact to rounding.
+#pragma once
+
 #include "kernels/ssd_scan.h"
 
 #include <gtest/gtest.h>

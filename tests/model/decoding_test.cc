@@ -15,17 +15,32 @@ namespace {
 
 constexpr int64_t kTokens = 45;  // no multiple of the chunk
 
+constexpr const char* kSize =
+    "vocab_size: 131 d_model: 64 num_layers: 4 num_heads: 4 num_kv_heads: 2 num_groups: 2 d_state: 16 chunk: "
+    "16 "
+    "initializer_range: 0.2 rope_original_length: 16 layer_pattern: ";
+
+// Every kind, and each rotary scaling past its original length of 16.
+const std::vector<std::pair<std::string, std::string>> kKinds = {
+    {"transxssm", "'SASA' d_ff: 112 d_skip: true"},
+    {"llama", "'AAAA' d_ff: 112 learned_residual: false"},
+    {"mamba2", "'SSSS' d_ff: 0 ssd_position: 'conv1d' ssd_gate: true d_skip: true ssd_expand: 2"},
+    {"jamba", "'SSAS' d_ff: 112 ssd_position: 'conv1d' ssd_gate: true ssd_expand: 2 attention_rope: false"},
+    {"decay", "'SSSA' d_ff: 112 ssd_position: 'none' attention_rope: false"},
+    {"linear", "'SASA' d_ff: 112 rope_scaling: 'linear'"},
+    {"dynamic", "'SASA' d_ff: 112 rope_scaling: 'dynamic'"},
+    {"yarn", "'SASA' d_ff: 112 rope_scaling: 'yarn' log_n_scale: true"}};
+
 struct Model {
-  ModelConfig config = model_config_from_text(
-      "vocab_size: 131 d_model: 64 num_layers: 4 num_heads: 4 num_kv_heads: 2 num_groups: 2 d_ff: 112 "
-      "d_state: 16 "
-      "chunk: 16 attn_period: 2 attn_offset: 1 d_skip: true initializer_range: 0.2");
+  explicit Model(const std::string& kind) : config(model_config_from_text(kSize + kind)) { initialise(); }
+
+  ModelConfig config;
   std::unique_ptr<Communicator> alone = single_rank();
   Network network{config, Shard::of(config, 1, 0), StageCut{.num_layers = 4}, *alone, kTokens};
   Stream stream{1};
   std::vector<int32_t> ids;
 
-  Model() {
+  void initialise() {
     network.parameters().allocate(true);
     network.parameters().initialise(stream, 3, config.initializer_range);
     const Rng rng(1, "ids");
@@ -57,8 +72,12 @@ double worst(const std::vector<float>& a, const std::vector<float>& b) {
   return difference / largest;
 }
 
-TEST(Decoding, OneByOneEqualsPrefillOfEveryLength) {
-  Model model;
+class Decoding : public testing::TestWithParam<std::pair<std::string, std::string>> {};
+INSTANTIATE_TEST_SUITE_P(Kinds, Decoding, testing::ValuesIn(kKinds),
+                         [](const auto& kind) { return kind.param.first; });
+
+TEST_P(Decoding, OneByOneEqualsPrefillOfEveryLength) {
+  Model model(GetParam().second);
   const auto single = model.decode(std::vector<int64_t>(kTokens, 1));
   for (int64_t n : {1, 2, 15, 16, 17, 31, 32, 33, 45}) {
     const auto prefill = model.decode({n});
@@ -66,16 +85,17 @@ TEST(Decoding, OneByOneEqualsPrefillOfEveryLength) {
   }
 }
 
-TEST(Decoding, AnyCutOfTheRowGivesTheSameLogits) {
-  Model model;
+TEST_P(Decoding, AnyCutOfTheRowGivesTheSameLogits) {
+  Model model(GetParam().second);
   const auto whole = model.decode({45});
   for (const std::vector<int64_t>& cut : {std::vector<int64_t>{16, 29}, {7, 38}, {20, 1, 1, 23}, {44, 1}})
     EXPECT_LT(worst(model.decode(cut).back(), whole.back()), 2e-5);
 }
 
-// The loss of the training forward, token by token, from the decoder's logits.
-TEST(Decoding, EqualsTheTrainingForward) {
-  Model model;
+// The loss of the training forward, token by token, from the decoder's logits. Dynamic scaling: the network's
+// number of positions fixes n in both.
+TEST_P(Decoding, EqualsTheTrainingForward) {
+  Model model(GetParam().second);
   Carver count;
   Batch::carve(count, 1, kTokens - 1);
   Arena arena(count.used());
