@@ -56,7 +56,7 @@ AttentionMixer::Parts AttentionMixer::split(const Tensor& projected, int64_t row
 
 void AttentionMixer::rotate(Stream& stream, const TokenContext& tokens, const Tensor& projected,
                             bool backward) const {
-  if (!rope_) return;
+  if (!rope_ && tokens.q_scale.empty()) return;
   auto rotate_heads = [&](int64_t first, int64_t heads, const Tensor& scale) {
     run(stream,
         Rotary{.x = projected.slice(1, first * p_, heads * p_).reshape({projected.size(0), heads, p_}),
@@ -68,9 +68,9 @@ void AttentionMixer::rotate(Stream& stream, const TokenContext& tokens, const Te
   };
   if (tokens.q_scale.empty()) {  // q and k are neighbours: one pass
     rotate_heads(0, heads_ + kv_heads_, {});
-  } else {
+  } else {  // without positions the table is the identity: only the scale of q remains
     rotate_heads(0, heads_, tokens.q_scale);
-    rotate_heads(heads_, kv_heads_, {});
+    if (rope_) rotate_heads(heads_, kv_heads_, {});
   }
 }
 

@@ -18,7 +18,10 @@ Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& 
   table_arena_ = Arena(count.used());
   Carver carver = table_arena_.carver();
   carve_tables(carver);
-  tables_.positions.fill(rotary_frequencies(config, config.head_dim(), positions), rotary_factor(config));
+  if (config.attention_rope)
+    tables_.positions.fill(rotary_frequencies(config, config.head_dim(), positions), rotary_factor(config));
+  else
+    tables_.positions.fill(std::vector<double>(static_cast<size_t>(config.head_dim() / 2)), 1);
   tables_.chunk.fill(rotary_frequencies(config, config.d_state, positions), 1);
 
   const Boundary boundary(tp);
@@ -39,18 +42,26 @@ Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& 
   }
 }
 
+namespace {
+
+// What the rotary factors of C and B come to in their product.
+double scan_factor(const ModelConfig& config) {
+  return config.ssd_position == SsdPosition::rope ? rotary_factor(config) * rotary_factor(config) : 1;
+}
+
+}  // namespace
+
 TokenFacts TokenFacts::carve(Carver& carver, const ModelConfig& config, int64_t rows, int64_t tokens) {
   TokenFacts facts;
   facts.start = carver.take(DType::u8, {rows, tokens});
   facts.first_key = carver.take(DType::i32, {rows, tokens});
   if (config.log_n_scale) facts.q_scale = carver.take(DType::f32, {rows * tokens});
-  if (config.log_n_scale || rotary_factor(config) != 1)
-    facts.c_scale = carver.take(DType::f32, {rows, tokens});
+  if (config.log_n_scale || scan_factor(config) != 1) facts.c_scale = carver.take(DType::f32, {rows, tokens});
   return facts;
 }
 
 void TokenFacts::fill(const ModelConfig& config, const Tensor& position) const {
-  const double factor = rotary_factor(config) * rotary_factor(config);  // of C times that of B
+  const double factor = scan_factor(config);
   for (int64_t b = 0; b < position.size(0); ++b) {
     for (int64_t t = 0; t < position.size(1); ++t) {
       const int32_t p = position.at<int32_t>({b, t});

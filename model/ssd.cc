@@ -105,7 +105,7 @@ SsdInput SsdMixer::scan_input(const TokenContext& tokens, const Saved& saved) co
   if (d_skip_ >= 0) in.d_skip = (*store_)[d_skip_].weight;
   in.cos = rotary_.cos;
   in.sin = rotary_.sin;
-  if (rotary_.cos) in.c_scale = tokens.c_scale;
+  in.c_scale = tokens.c_scale;
   in.start = tokens.start;
   in.chunk = chunk_;
   return in;

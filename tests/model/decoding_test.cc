@@ -29,7 +29,10 @@ const std::vector<std::pair<std::string, std::string>> kKinds = {
     {"decay", "'SSSA' d_ff: 112 ssd_position: 'none' attention_rope: false"},
     {"linear", "'SASA' d_ff: 112 rope_scaling: 'linear'"},
     {"dynamic", "'SASA' d_ff: 112 rope_scaling: 'dynamic'"},
-    {"yarn", "'SASA' d_ff: 112 rope_scaling: 'yarn' log_n_scale: true"}};
+    {"yarn", "'SASA' d_ff: 112 rope_scaling: 'yarn' log_n_scale: true"},
+    {"log_n_alone",
+     "'SASA' d_ff: 112 attention_rope: false ssd_position: 'none' log_n_scale: true max_position_embeddings: "
+     "16"}};
 
 struct Model {
   explicit Model(const std::string& kind) : config(model_config_from_text(kSize + kind)) { initialise(); }

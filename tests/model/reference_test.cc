@@ -140,6 +140,19 @@ std::vector<Case> cases() {
             c.log_n_scale = true;
             c.max_position_embeddings = 4;
           }),
+      row("log_n_decay", true,
+          [](ModelConfig& c) {
+            c.log_n_scale = true;
+            c.max_position_embeddings = 4;
+            c.attention_rope = false;
+            c.ssd_position = SsdPosition::none;
+          }),
+      row("log_n_conv1d_yarn", false,
+          [](ModelConfig& c) {
+            stretch(c, RopeScaling::yarn);
+            c.log_n_scale = true;
+            c.ssd_position = SsdPosition::conv1d;
+          }),
       row("llama", true,
           [](ModelConfig& c) {
             c.layer_pattern = "AA";
