@@ -56,6 +56,11 @@ Differences differences(std::span<const float> got, std::span<const double> expe
   return d;
 }
 
+std::string bound_text(const std::optional<double>& bound) {
+  if (!bound) return "-";
+  return *bound == 0 ? "0" : fmt::format("{:.0e}", *bound);
+}
+
 double ratio(double difference, double scale) {
   return difference == 0 ? 0 : difference / scale;
 }
@@ -211,21 +216,27 @@ const Comparison* first_wrong(std::span<const ComparisonClass> classes) {
 }
 
 std::string to_text(std::span<const ComparisonClass> classes) {
-  std::string text = fmt::format("{:<22} {:>5}  {:>11}  {:>7}  {:>15}  {}\n", "", "count", "worst error",
-                                 "bound", "PyTorch float32", "where");
+  const bool with_torch = std::any_of(classes.begin(), classes.end(),
+                                      [](const ComparisonClass& c) { return c.torch_float32.has_value(); });
+  const auto row = [&](const std::string& name, const std::string& count, const std::string& error,
+                       const std::string& bound, const std::string& torch, const std::string& where) {
+    return fmt::format("{:<22} {:>5}  {:>11}  {:>7}  {}{}\n", name, count, error, bound,
+                       with_torch ? fmt::format("{:>15}  ", torch) : "", where);
+  };
   const auto severity = [](const Comparison& c) {  // NaN and what breaks a bound of zero come first
     if (std::isnan(c.error)) return std::numeric_limits<double>::infinity();
     return c.error == 0 ? 0 : c.error / c.bound.value_or(1);
   };
+  std::string text = row("", "count", "worst error", "bound", "PyTorch float32", "where");
   for (const ComparisonClass& c : classes) {
     if (c.comparisons.empty()) continue;
     const Comparison* worst = &c.comparisons.front();
     for (const Comparison& comparison : c.comparisons)
       if (severity(comparison) > severity(*worst)) worst = &comparison;
-    text += fmt::format("{:<22} {:>5}  {:>11.2e}  {:>7}  {:>15}  {}: {} ({})\n", c.name, c.comparisons.size(),
-                        worst->error, worst->bound ? fmt::format("{:.0e}", *worst->bound) : "-",
-                        c.torch_float32 ? fmt::format("{:.0e}", *c.torch_float32) : "-", worst->name,
-                        worst->where, c.measure);
+    text +=
+        row(c.name, std::to_string(c.comparisons.size()), fmt::format("{:.2e}", worst->error),
+            bound_text(worst->bound), c.torch_float32 ? fmt::format("{:.0e}", *c.torch_float32) : "-",
+            worst->error == 0 ? "equal" : fmt::format("{}: {} ({})", worst->name, worst->where, c.measure));
   }
   return text;
 }
@@ -238,8 +249,8 @@ void finish(Communicator& world, std::span<const ComparisonClass> classes) {
   if (world.rank() == 0) {
     fmt::print("{}", to_text(classes));
     if (const Comparison* wrong = first_wrong(classes))
-      message = fmt::format("{} is the first to differ: error {:.2e}, bound {:.0e}, farthest off: {}",
-                            wrong->name, wrong->error, *wrong->bound, wrong->where);
+      message = fmt::format("{} is the first to differ: error {:.2e}, bound {}, farthest off: {}",
+                            wrong->name, wrong->error, bound_text(wrong->bound), wrong->where);
     else
       fmt::print("all within their bounds\n");
     std::fflush(stdout);
