@@ -101,21 +101,21 @@ void write_weight_folder(FileSystem& files, const std::string& folder, std::span
   for (const Shard& shard : shards) needed += shard.bytes;
   const std::string parent = directory_of(folder);
   const std::string temporary = fmt::format("{}/.tmp-{}-{}", parent, name_of(folder), make_uuid());
-  bool made = false;
+  std::string made;  // by this call, and to be removed where it fails
   try {
     if (files.exists(folder)) throw UsageError("{}: exists already; give the name of a new folder", folder);
     create_directories(files, parent);
     if (const int64_t free = files.free_bytes(parent); free < needed)
       throw CheckpointSaveError("{}: needs {} bytes, {} bytes are free", parent, needed, free);
     files.create_directory(temporary, 0700);
-    made = true;
+    made = temporary;
     write_files(files, temporary, texts, shards, dtype);
     files.set_default_mode(temporary);
     files.rename(temporary, folder);
-    made = false;
+    made = folder;
     files.sync_directory(parent);
   } catch (const std::exception& error) {
-    const std::string left = made ? problem_of([&] { remove_all(files, temporary); }) : "";
+    const std::string left = made.empty() ? "" : problem_of([&] { remove_all(files, made); });
     if (!left.empty()) log_warning("what was written could not be removed: {}", left);
     if (dynamic_cast<const std::system_error*>(&error) != nullptr)
       throw CheckpointSaveError("{}: cannot be written: {}", folder, error.what());

@@ -193,9 +193,6 @@ void read_attention(const Fields& f, ModelConfig& c, bool dynamic_from_longest) 
   RopeReader(f, c).read(dynamic_from_longest);
   f.only("attention_bias", false);
   f.only("mlp_bias", false);
-  if (f.has("head_dim") && c.num_heads > 0 && f.integer("head_dim") != c.d_model / c.num_heads)
-    f.refuse("head_dim", "{} contradicts hidden_size {} and num_attention_heads {}; the legal value is {}",
-             f.integer("head_dim"), c.d_model, c.num_heads, c.d_model / c.num_heads);
 }
 
 ModelConfig read_llama(const Fields& f) {
@@ -364,6 +361,10 @@ ModelConfig model_config_from_hugging_face(std::string_view config_json) {
   if (const std::vector<std::string> found = problems(config); !found.empty())
     throw CheckpointError("config.json: {}",
                           in_their_words(fmt::format("{}", fmt::join(found, "; ")), mamba2));
+  if (fields.has("head_dim") && !mamba2 && fields.integer("head_dim") != config.head_dim())
+    fields.refuse("head_dim",
+                  "{} contradicts hidden_size {} and num_attention_heads {}; the legal value is {}",
+                  fields.integer("head_dim"), config.d_model, config.num_heads, config.head_dim());
   if (config.num_kv_heads == config.num_heads) config.num_kv_heads = 0;
   if (config.num_groups == config.num_heads) config.num_groups = 0;
   return config;

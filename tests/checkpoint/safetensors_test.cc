@@ -61,6 +61,7 @@ TEST(Safetensors, HostileHeadersAreRefusedInOneLine) {
   refused("{\"a\":{}}", 0, "must have dtype");
   refused(entry("[1]", "[0,4]", "\"F31\""), 4, "dtype");
   refused(entry("[1]", "[0,4]", "7"), 4, "dtype");
+  refused(entry("[2]", "[0,4]", "\"F16\""), 4, "dtype");  // not in a checkpoint
   refused(entry("[1]", "[4,0]"), 4, "data_offsets");
   refused(entry("[1]", "[0,-4]"), 4, "data_offsets");
   refused(entry("[1]", "[0,4.0]"), 4, "data_offsets");
