@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 #include "checkpoint/tensor_file.h"
@@ -26,10 +27,10 @@ constexpr const char* kModel =
 
 using Edit = std::function<void(GoldenFolder&)>;
 
-GoldenFolder make_folder(bool trajectory) {
+GoldenFolder make_folder(bool trajectory, const char* model = kModel) {
   GoldenFolder golden;
   golden.path = "made";
-  golden.model.config = model_config_from_text(kModel);
+  golden.model.config = model_config_from_text(model);
   golden.parameters = hugging_face_tensors(golden.model.config);
   for (const HfTensor& tensor : golden.parameters)
     for (const HfPart& part : tensor.parts) {
@@ -135,6 +136,46 @@ TEST(SelfcheckGolden, AcceptsItsOwnFiguresOnEveryMesh) {
     EXPECT_THAT(outcome.printed, AllOf(HasSubstr("hidden"), HasSubstr("logits"), HasSubstr("loss"),
                                        HasSubstr("gradients"), HasSubstr("all within their bounds")));
   }
+}
+
+// Tensors of this form join several parameters.
+TEST(SelfcheckGolden, KnowsTheFormOfMamba2) {
+  const GoldenFolder golden = make_folder(
+      false,
+      "vocab_size: 37 d_model: 16 num_layers: 2 num_heads: 2 num_groups: 1 d_ff: 0 d_state: 8 chunk: 8 "
+      "layer_pattern: 'SS' ssd_position: 'conv1d' ssd_expand: 2 ssd_gate: true d_skip: true "
+      "learned_residual: false");
+  GoldenResult figures = compute(golden);
+  const TemporaryDirectory directory;
+  write_folder(directory, golden, figures);
+  const Outcome outcome = check(directory.path(), 2, {"parallel.tp=2"});
+  EXPECT_EQ(outcome.code, ExitCode::ok) << outcome.message;
+  tensor_of(figures, "grad.backbone.layers.1.mixer.conv1d.weight").values.back() += 0.01f;
+  write_folder(directory, golden, figures);
+  EXPECT_THAT(check(directory.path()).message,
+              HasSubstr("layers.1.mixer.conv1d.weight is the first to differ"));
+}
+
+// A gradient that is nothing beside the others is measured by them.
+TEST(SelfcheckGolden, SmallGradientsAreMeasuredByAll) {
+  const std::string name = "grad.model.layers.0.ssd.dt_bias";
+  const auto error_of = [&](float value) {
+    GoldenFolder golden = folder();
+    GoldenResult figures = result();
+    for (const LogicalTensor& tensor : figures.tensors)
+      golden.expected[tensor.name] = {tensor.values.begin(), tensor.values.end()};
+    golden.expected["loss"] = figures.loss;
+    golden.expected[name].assign(2, 0);
+    double squares = 0;
+    for (const HfTensor& parameter : golden.parameters)
+      for (double g : golden.expected["grad." + parameter.name]) squares += g * g;
+    tensor_of(figures, name).values = {value * static_cast<float>(std::sqrt(squares)), 0};
+    const auto classes = compare_golden(golden, figures);
+    const Comparison* wrong = first_wrong(classes);
+    return wrong ? wrong->name : "";
+  };
+  EXPECT_EQ(error_of(0.9e-8f), "");
+  EXPECT_EQ(error_of(1.1e-8f), name);
 }
 
 TEST(SelfcheckGolden, NamesTheFirstTensorThatIsOff) {
