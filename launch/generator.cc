@@ -38,45 +38,63 @@ int32_t sample_token(std::span<const float> logits, const SamplingOptions& optio
 }
 
 Generator::Generator(const ModelConfig& config, const MeshShape& shape, Communicator& world, Stream& stream,
-                     int64_t max_tokens)
+                     int64_t rows, int64_t max_tokens)
     : stream_(stream),
       mesh_(world, shape),
+      rows_(rows),
       network_(config, Shard::of(config, shape.tp, mesh_.coordinate().tp),
                cut_layers(config, 1, shape.pp)[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(),
                max_tokens, &mesh_.tp_share(Shard::of(config, shape.tp, 0).groups.num_copies)),
-      logits_(static_cast<size_t>(config.vocab_size)) {
+      logits_(static_cast<size_t>(rows * config.vocab_size)) {
   network_.parameters().allocate(false);
-  work_ = std::make_unique<DecodingWork>(stream, network_, 1);
-  single_token_ =
-      std::make_unique<Pipeline>(mesh_, gpipe_schedule(shape.pp, 1), Shape{1, 1, config.d_model}, DType::f32);
+  work_ = std::make_unique<DecodingWork>(stream, network_, rows);
+  one_token_each_ = std::make_unique<Pipeline>(mesh_, gpipe_schedule(shape.pp, 1),
+                                               Shape{rows, 1, config.d_model}, DType::f32);
 }
 
-std::span<const float> Generator::next_logits(std::span<const int32_t> tokens) {
-  const auto count = static_cast<int64_t>(tokens.size());
-  std::vector<int32_t> ids(tokens.begin(), tokens.end());
-  work_->begin(Tensor(ids.data(), DType::i32, {1, count}));
-  if (count == 1) {
-    single_token_->run_forward(*work_, 1);
+Tensor Generator::next_logits(const Tensor& ids, int64_t first_row) {
+  const int64_t rows = ids.size(0), tokens = ids.size(1);
+  work_->begin(ids, first_row);
+  if (tokens == 1 && rows == rows_) {
+    one_token_each_->run_forward(*work_, 1);
   } else {
-    Pipeline prefill(mesh_, gpipe_schedule(mesh_.shape().pp, 1), {1, count, network_.config().d_model},
+    Pipeline prefill(mesh_, gpipe_schedule(mesh_.shape().pp, 1), {rows, tokens, network_.config().d_model},
                      DType::f32);
     prefill.run_forward(*work_, 1);
   }
-  const Tensor all(logits_.data(), DType::f32, {1, static_cast<int64_t>(logits_.size())});
-  if (mesh_.is_last_stage()) copy(work_->logits(), all);
-  mesh_.pp().broadcast(all, mesh_.shape().pp - 1);
-  return logits_;
+  const Tensor logits(logits_.data(), DType::f32, {rows, network_.config().vocab_size});
+  if (mesh_.is_last_stage()) copy(work_->logits(), logits);
+  mesh_.pp().broadcast(logits, mesh_.shape().pp - 1);
+  return logits;
 }
 
-void Generator::generate(std::span<const int32_t> prompt, int64_t count, const SamplingOptions& options,
-                         const std::function<bool(int32_t)>& on_token) {
-  std::vector<int32_t> pending(prompt.begin(), prompt.end());
-  for (int64_t i = 0; i < count; ++i) {
-    int32_t token = sample_token(next_logits(pending), options, static_cast<uint64_t>(i));
-    mesh_.world().broadcast(Tensor(&token, DType::i32, {1}),
+void Generator::generate(std::span<const std::vector<int32_t>> prompts, int64_t count,
+                         const SamplingOptions& options,
+                         const std::function<bool(int64_t row, int32_t token)>& on_token) {
+  const auto vocabulary = static_cast<size_t>(network_.config().vocab_size);
+  std::vector<int32_t> next(prompts.size());
+  std::vector<bool> open(prompts.size(), true);
+  auto draw = [&](int64_t row, const float* logits, int64_t i) {
+    const auto r = static_cast<size_t>(row);
+    if (!open[r]) return;
+    next[r] = sample_token({logits, vocabulary}, options,
+                           static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(i));
+    mesh_.world().broadcast(Tensor(&next[r], DType::i32, {1}),
                             0);  // hosts of unlike kinds may round differently
-    if (!on_token(token)) return;
-    pending.assign(1, token);
+    open[r] = on_token(row, next[r]);
+  };
+  // Prompts of different length go in one by one, then all rows step together.
+  for (size_t r = 0; r < prompts.size(); ++r) {
+    std::vector<int32_t> ids = prompts[r];
+    const auto row = static_cast<int64_t>(r);
+    draw(
+        row,
+        next_logits(Tensor(ids.data(), DType::i32, {1, static_cast<int64_t>(ids.size())}), row).data<float>(),
+        0);
+  }
+  for (int64_t i = 1; i < count && std::find(open.begin(), open.end(), true) != open.end(); ++i) {
+    const Tensor logits = next_logits(Tensor(next.data(), DType::i32, {rows_, 1}));
+    for (int64_t row = 0; row < rows_; ++row) draw(row, logits.select(0, row).data<float>(), i);
   }
 }
 

@@ -24,27 +24,30 @@ int32_t sample_token(std::span<const float> logits, const SamplingOptions& optio
 
 class Generator {
  public:
-  // Collective. Builds the network for prompts and answers of up to `max_tokens` together; weights are not
-  // loaded.
+  // Collective. Builds the network for `rows` texts at once, of up to `max_tokens` each, prompt and answer
+  // together; weights are not loaded.
   Generator(const ModelConfig& config, const MeshShape& shape, Communicator& world, Stream& stream,
-            int64_t max_tokens);
+            int64_t rows, int64_t max_tokens);
 
   Network& network() { return network_; }
 
-  // Feeds `tokens` and returns the logits [V] of the token that follows, the same on every rank. Collective.
-  std::span<const float> next_logits(std::span<const int32_t> tokens);
+  // Feeds each row of ids [B,T] to rows first_row .. and returns the logits [B,V] of the tokens that follow,
+  // the same on every rank. Collective.
+  Tensor next_logits(const Tensor& ids, int64_t first_row = 0);
 
-  // Continues `prompt` until `count` tokens are drawn or on_token returns false. on_token runs on every rank.
-  void generate(std::span<const int32_t> prompt, int64_t count, const SamplingOptions& options,
-                const std::function<bool(int32_t)>& on_token);
+  // Continues all prompts together, each by up to `count` tokens; a row ends where on_token, which runs on
+  // every rank, returns false.
+  void generate(std::span<const std::vector<int32_t>> prompts, int64_t count, const SamplingOptions& options,
+                const std::function<bool(int64_t row, int32_t token)>& on_token);
 
  private:
   Stream& stream_;
   Mesh mesh_;
+  int64_t rows_;
   Network network_;
   std::unique_ptr<DecodingWork> work_;
-  std::unique_ptr<Pipeline> single_token_;
-  std::vector<float> logits_;
+  std::unique_ptr<Pipeline> one_token_each_;
+  std::vector<float> logits_;  // [B,V]
 };
 
 }  // namespace transxssm

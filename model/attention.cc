@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "kernels/attention.h"
 #include "kernels/rope.h"
 
 namespace transxssm {
@@ -87,15 +86,29 @@ void AttentionMixer::forward(Stream& stream, const TokenContext& tokens, const T
                              .out = s.y.reshape(parts.q.shape()),
                              .log_sum_exp = s.log_sum_exp,
                              .scale = scale_};
-  if (tokens.cache != nullptr) {
-    copy(parts.k, tokens.cache->keys.slice(1, tokens.cached, tokens.tokens));
-    copy(parts.v, tokens.cache->values.slice(1, tokens.cached, tokens.tokens));
-    attention.k = tokens.cache->keys.slice(1, 0, tokens.cached + tokens.tokens);
-    attention.v = tokens.cache->values.slice(1, 0, tokens.cached + tokens.tokens);
-    attention.query_offset = tokens.cached;
-  }
-  run(stream, attention);
+  if (tokens.cache != nullptr)
+    attend_to_cache(stream, tokens, attention);
+  else
+    run(stream, attention);
   output().forward(stream, s.y, out);
+}
+
+// Row by row: each has its own number of tokens in the cache.
+void AttentionMixer::attend_to_cache(Stream& stream, const TokenContext& tokens,
+                                     const AttentionForward& attention) const {
+  for (int64_t row = 0; row < tokens.rows; ++row) {
+    auto of_row = [&](const Tensor& tensor) { return tensor.slice(0, row, 1); };
+    const int64_t cached = tokens.cached[row], known = cached + tokens.tokens;
+    const Tensor keys = of_row(tokens.cache->keys), values = of_row(tokens.cache->values);
+    copy(of_row(attention.k), keys.slice(1, cached, tokens.tokens));
+    copy(of_row(attention.v), values.slice(1, cached, tokens.tokens));
+    run(stream, AttentionForward{.q = of_row(attention.q),
+                                 .k = keys.slice(1, 0, known),
+                                 .v = values.slice(1, 0, known),
+                                 .out = of_row(attention.out),
+                                 .query_offset = cached,
+                                 .scale = scale_});
+  }
 }
 
 void AttentionMixer::backward_input(Stream& stream, const TokenContext& tokens, const Tensor& d_out,

@@ -2,6 +2,7 @@
 // projection.
 #pragma once
 
+#include "kernels/attention.h"
 #include "model/block.h"
 #include "model/linear.h"
 #include "model/parameter.h"
@@ -40,6 +41,7 @@ class AttentionMixer {
   Saved carve(Carver& saved, int64_t rows, int64_t tokens) const;
   Parts split(const Tensor& projected, int64_t rows, int64_t tokens) const;
   void rotate(Stream& stream, const TokenContext& tokens, const Tensor& projected, bool backward) const;
+  void attend_to_cache(Stream& stream, const TokenContext& tokens, const AttentionForward& attention) const;
   Linear projection() const { return {store_->fused_weight(q_, 3), store_->fused_gradient(q_, 3)}; }
   Linear output() const { return {(*store_)[out_].weight, (*store_)[out_].gradient}; }
   int64_t width() const { return (heads_ + 2 * kv_heads_) * p_; }

@@ -26,8 +26,8 @@ struct TokenContext {
   Tensor first_key;    // [B,T] i32: first token of the row each token may attend to; empty when decoding
   Tensor q_scale;      // [BT] factor of q (log-n), or empty
   Tensor c_scale;      // [B,T] factor of C (log-n, and the rotary factor of C and B), or empty
-  int64_t cached = 0;  // tokens already in the caches (decoding)
-  LayerCache* cache = nullptr;  // of the layer that runs, or null in training
+  const int64_t* cached = nullptr;  // [B] tokens of each row already in the caches (decoding)
+  LayerCache* cache = nullptr;      // of the layer that runs, or null in training
 };
 
 class Block {

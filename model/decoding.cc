@@ -5,7 +5,7 @@
 namespace transxssm {
 
 DecodingWork::DecodingWork(Stream& stream, const Network& network, int64_t rows)
-    : stream_(stream), network_(network), rows_(rows) {
+    : stream_(stream), network_(network), cached_(static_cast<size_t>(rows)) {
   auto carve = [&](Carver& carver) {
     caches_.clear();
     for (const auto& layer : network.layers())
@@ -19,19 +19,23 @@ DecodingWork::DecodingWork(Stream& stream, const Network& network, int64_t rows)
   carve(carver);
 }
 
-void DecodingWork::begin(const Tensor& ids) {
-  TRANSXSSM_CHECK(cached_ + ids.size(1) <= network_.positions(), "{} tokens do not fit a cache of {}",
-                  cached_ + ids.size(1), network_.positions());
+void DecodingWork::begin(const Tensor& ids, int64_t first_row) {
   ids_ = ids;
+  first_row_ = first_row;
+  for (int64_t row = first_row; row < first_row + ids.size(0); ++row)
+    TRANSXSSM_CHECK(cached_[static_cast<size_t>(row)] + ids.size(1) <= network_.positions(),
+                    "{} tokens do not fit a cache of {}", cached_[static_cast<size_t>(row)] + ids.size(1),
+                    network_.positions());
 }
 
 void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) {
-  const int64_t tokens = ids_.size(1);
-  const int64_t num_tokens = rows_ * tokens;
+  const int64_t rows = ids_.size(0), tokens = ids_.size(1);
+  const int64_t num_tokens = rows * tokens;
+  int64_t* cached = cached_.data() + first_row_;
   const Shape residual = {num_tokens, network_.config().d_model};
   int64_t saved_bytes = 0;
   for (const auto& layer : network_.layers())
-    saved_bytes = std::max(saved_bytes, layer->saved_bytes(rows_, tokens));
+    saved_bytes = std::max(saved_bytes, layer->saved_bytes(rows, tokens));
 
   Carver count;
   struct Buffers {
@@ -44,7 +48,7 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
     b.x = carver.take(DType::f32, residual);
     b.y = carver.take(DType::f32, residual);
     b.position = carver.take(DType::i32, {num_tokens});
-    b.facts = TokenFacts::carve(carver, network_.config(), rows_, tokens);
+    b.facts = TokenFacts::carve(carver, network_.config(), rows, tokens);
     b.saved = carver.take(DType::u8, {saved_bytes});
     return b;
   };
@@ -54,31 +58,36 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
   Buffers b = carve(carver);
   const Carver saved(static_cast<std::byte*>(b.saved.raw()), saved_bytes);
   for (int64_t i = 0; i < num_tokens; ++i)
-    b.position.at<int32_t>({i}) = static_cast<int32_t>(cached_ + i % tokens);
-  b.facts.fill(network_.config(), b.position.reshape({rows_, tokens}));
-  TokenContext context{.rows = rows_,
+    b.position.at<int32_t>({i}) = static_cast<int32_t>(cached[i / tokens] + i % tokens);
+  b.facts.fill(network_.config(), b.position.reshape({rows, tokens}));
+  TokenContext context{.rows = rows,
                        .tokens = tokens,
                        .position = b.position,
                        .start = b.facts.start,
                        .q_scale = b.facts.q_scale,
                        .c_scale = b.facts.c_scale,
-                       .cached = cached_};
+                       .cached = cached};
   if (network_.embedding())
     network_.embedding()->forward(stream_, ids_.reshape({num_tokens}), b.x);
   else
     copy(input.reshape(residual), b.x);
   for (size_t i = 0; i < network_.layers().size(); ++i) {
-    context.cache = &caches_[i];
+    LayerCache cache;  // these rows of it
+    for (Tensor LayerCache::*part :
+         {&LayerCache::keys, &LayerCache::values, &LayerCache::state, &LayerCache::window})
+      if (caches_[i].*part) cache.*part = (caches_[i].*part).slice(0, first_row_, rows);
+    context.cache = &cache;
     network_.layers()[i]->forward(stream_, context, b.x, b.y, saved);
     std::swap(b.x, b.y);
   }
-  cached_ += tokens;
+  for (int64_t row = 0; row < rows; ++row) cached[row] += tokens;
   if (!network_.head()) {
     copy(b.x, output.reshape(residual));
     return;
   }
-  for (int64_t row = 0; row < rows_; ++row)
-    network_.head()->logits(stream_, b.x.slice(0, (row + 1) * tokens - 1, 1), logits_.slice(0, row, 1));
+  for (int64_t row = 0; row < rows; ++row)
+    network_.head()->logits(stream_, b.x.slice(0, (row + 1) * tokens - 1, 1),
+                            logits_.slice(0, first_row_ + row, 1));
 }
 
 void DecodingWork::backward_input(int, int, const Tensor&, const Tensor&) {

@@ -12,12 +12,11 @@ class DecodingWork : public StageWork {
   // Caches for `rows` sequences of up to network.positions() tokens.
   DecodingWork(Stream& stream, const Network& network, int64_t rows);
 
-  // Before Pipeline::run_forward with one microbatch of [rows, ids.size(1)]: the next tokens of each row. ids
-  // [B,T] i32.
-  void begin(const Tensor& ids);
-  // After it, on the last stage: logits [B,V] of the last token of each row.
-  const Tensor& logits() const { return logits_; }
-  int64_t cached() const { return cached_; }
+  // Before Pipeline::run_forward with one microbatch of [B,T]: the next tokens of rows first_row .. first_row
+  // + B - 1. ids [B,T] i32, which must live until then.
+  void begin(const Tensor& ids, int64_t first_row = 0);
+  // After it, on the last stage: logits [B,V] of the last token of each of those rows.
+  Tensor logits() const { return logits_.slice(0, first_row_, ids_.size(0)); }
   int64_t cache_bytes() const { return arena_.bytes(); }
 
   void forward(int microbatch, int slot, const Tensor& input, const Tensor& output) override;
@@ -28,12 +27,12 @@ class DecodingWork : public StageWork {
  private:
   Stream& stream_;
   const Network& network_;
-  int64_t rows_;
   Arena arena_;
   std::vector<LayerCache> caches_;
   Tensor logits_;
   Tensor ids_;
-  int64_t cached_ = 0;
+  int64_t first_row_ = 0;
+  std::vector<int64_t> cached_;  // tokens of each row in the caches
 };
 
 }  // namespace transxssm

@@ -62,11 +62,18 @@ int generate(const Arguments& arguments, Worker& worker) {
   for (const std::string& problem : mesh_problems(config, shape.pp, shape.tp))
     throw UsageError("{}", problem);
 
-  std::vector<int32_t> prompt = tokenizer.encode(arguments.text("--prompt"));
-  if (prompt.empty()) prompt.push_back(tokenizer.end_of_document().value_or(0));  // where a document begins
+  const std::vector<std::string> texts = arguments.list("--prompt");
+  std::vector<std::vector<int32_t>> prompts;
+  size_t longest = 0;
+  for (const std::string& text : texts) {
+    std::vector<int32_t>& prompt = prompts.emplace_back(tokenizer.encode(text));
+    if (prompt.empty()) prompt.push_back(tokenizer.end_of_document().value_or(0));  // where a document begins
+    longest = std::max(longest, prompt.size());
+  }
   const int64_t count = arguments.integer("--max-tokens", 1, 1 << 24);
   Stream stream(worker.take_threads(0, false));
-  Generator generator(config, shape, worker.world(), stream, static_cast<int64_t>(prompt.size()) + count);
+  Generator generator(config, shape, worker.world(), stream, static_cast<int64_t>(prompts.size()),
+                      static_cast<int64_t>(longest) + count);
   std::vector<CheckpointTensor> targets;
   for (const Parameter& p : generator.network().parameters().all())
     targets.push_back({.name = p.spec.name,
@@ -81,49 +88,60 @@ int generate(const Arguments& arguments, Worker& worker) {
   const SamplingOptions sampling{.temperature = arguments.number("--temperature", 0, 100),
                                  .top_p = arguments.number("--top-p", 1e-6, 1),
                                  .seed = static_cast<uint64_t>(arguments.integer("--seed", 0))};
-  const bool prints = worker.rank() == 0;
+  // One text is printed as it comes, several when all are done.
+  const bool prints = worker.rank() == 0, streams = prints && texts.size() == 1;
+  std::vector<std::string> answers = texts;
   Utf8Printer printer;
-  if (prints) printer.print(arguments.text("--prompt"));
-  generator.generate(prompt, count, sampling, [&](int32_t token) {
+  if (streams) printer.print(texts.front());
+  generator.generate(prompts, count, sampling, [&](int64_t row, int32_t token) {
     if (token == tokenizer.end_of_document()) return false;
-    // The vocabulary of the model may be padded beyond the tokenizer's.
-    if (prints && token < tokenizer.vocab_size()) printer.print(tokenizer.token_bytes(token));
+    if (token >= tokenizer.vocab_size())
+      return true;  // the model's vocabulary may be padded beyond the tokenizer's
+    answers[static_cast<size_t>(row)] += tokenizer.token_bytes(token);
+    if (streams) printer.print(tokenizer.token_bytes(token));
     return true;
   });
-  if (prints) std::printf("\n");
+  if (streams) std::printf("\n");
+  for (size_t i = 0; prints && !streams && i < answers.size(); ++i) {
+    replace_ill_formed(answers[i]);
+    std::printf("%s--- %zu\n%s\n", i > 0 ? "\n" : "", i + 1, answers[i].c_str());
+  }
   return 0;
 }
 
 }  // namespace
 
 Command generate_command() {
-  return {
-      .path = "generate",
-      .summary = "Continue a text with a trained model, on one rank or several",
-      .example = "transxssm generate --checkpoint runs/tiny --prompt 'The meaning of' --max-tokens 100",
-      .options =
-          {{.name = "--checkpoint",
-            .value = "DIR",
-            .help = "a checkpoint, or a run directory: its newest one",
-            .required = true},
-           {.name = "--prompt", .value = "TEXT", .help = "empty: the start of a document", .standard = ""},
-           {.name = "--max-tokens", .value = "N", .help = "tokens to add at most", .standard = "128"},
-           {.name = "--temperature",
-            .value = "X",
-            .help = "0: always the likeliest token",
-            .standard = "0.8"},
-           {.name = "--top-p",
-            .value = "X",
-            .help = "draw from the likeliest tokens that reach this probability together",
-            .standard = "0.95"},
-           {.name = "--seed", .value = "N", .help = "the same seed draws the same text", .standard = "0"},
-           {.name = "--tp", .value = "N", .help = "tensor parallel; default: all ranks", .group = "Mesh"},
-           {.name = "--pp", .value = "N", .help = "pipeline stages", .standard = "1", .group = "Mesh"}},
-      .run =
-          [](const Arguments& arguments) {
-            return run_worker([&](Worker& worker) { return generate(arguments, worker); });
-          },
-      .parallel = true};
+  return {.path = "generate",
+          .summary = "Continue a text with a trained model, on one rank or several",
+          .example = "transxssm generate --checkpoint runs/tiny --prompt 'The meaning of' --max-tokens 100",
+          .options =
+              {{.name = "--checkpoint",
+                .value = "DIR",
+                .help = "a checkpoint, or a run directory: its newest one",
+                .required = true},
+               {.name = "--prompt",
+                .value = "TEXT",
+                .help = "empty: the start of a document; several are continued together",
+                .standard = "",
+                .repeatable = true},
+               {.name = "--max-tokens", .value = "N", .help = "tokens to add at most", .standard = "128"},
+               {.name = "--temperature",
+                .value = "X",
+                .help = "0: always the likeliest token",
+                .standard = "0.8"},
+               {.name = "--top-p",
+                .value = "X",
+                .help = "draw from the likeliest tokens that reach this probability together",
+                .standard = "0.95"},
+               {.name = "--seed", .value = "N", .help = "the same seed draws the same text", .standard = "0"},
+               {.name = "--tp", .value = "N", .help = "tensor parallel; default: all ranks", .group = "Mesh"},
+               {.name = "--pp", .value = "N", .help = "pipeline stages", .standard = "1", .group = "Mesh"}},
+          .run =
+              [](const Arguments& arguments) {
+                return run_worker([&](Worker& worker) { return generate(arguments, worker); });
+              },
+          .parallel = true};
 }
 
 }  // namespace transxssm

@@ -95,6 +95,35 @@ TEST_P(Decoding, AnyCutOfTheRowGivesTheSameLogits) {
     EXPECT_LT(worst(model.decode(cut).back(), whole.back()), 2e-5);
 }
 
+// Prompts of different length, fed one by one into one batch, then all rows stepping together: each row as if
+// alone.
+TEST_P(Decoding, RowsOfDifferentLengthDoNotDisturbEachOther) {
+  Model model(GetParam().second);
+  const std::vector<int64_t> lengths = {17, 1, 30};
+  DecodingWork batch(model.stream, model.network, 3);
+  for (int64_t row = 0; row < 3; ++row) {
+    batch.begin(Tensor(model.ids.data() + row, DType::i32, {1, lengths[static_cast<size_t>(row)]}), row);
+    batch.forward(0, 0, {}, {});
+  }
+  for (int step = 0; step < 4; ++step) {
+    std::vector<int32_t> next;
+    for (int64_t row = 0; row < 3; ++row)
+      next.push_back(model.ids[static_cast<size_t>(row + lengths[static_cast<size_t>(row)] + step)]);
+    batch.begin(Tensor(next.data(), DType::i32, {3, 1}));
+    batch.forward(0, 0, {}, {});
+    for (int64_t row = 0; row < 3; ++row) {
+      DecodingWork alone(model.stream, model.network, 1);
+      alone.begin(
+          Tensor(model.ids.data() + row, DType::i32, {1, lengths[static_cast<size_t>(row)] + step + 1}));
+      alone.forward(0, 0, {}, {});
+      const float* mine = batch.logits().select(0, row).data<float>();
+      const float* expected = alone.logits().data<float>();
+      EXPECT_LT(worst({mine, mine + 131}, {expected, expected + 131}), 2e-5)
+          << "row " << row << " step " << step;
+    }
+  }
+}
+
 // The loss of the training forward, token by token, from the decoder's logits. Dynamic scaling: the network's
 // number of positions fixes n in both.
 TEST_P(Decoding, EqualsTheTrainingForward) {
