@@ -185,6 +185,8 @@ generates() {
     --temperature 0 --pp 2
   expect 0
   cmp -s alone output || fail "4 ranks wrote '$(cat output)', one wrote '$(cat alone)'"
+  run "$program" generate --checkpoint writer --prompt "Entry" --prompt "It is" --max-tokens 20 --temperature 0
+  expect 0 "--- 2" "$(cat alone)"
   run "$program" train --config writer.textproto --dry-run --set parallel.pp=2
   expect 0 "stage 1"
 }
