@@ -12,17 +12,30 @@ using namespace transxssm::equivalence;
 
 namespace {
 
-int check(const MeshCase& mesh, const RunResult& processes) {
-  const Case test = awkward_case();
-  const RunResult threads = run_threads(test, mesh, 20);
-  std::vector<std::string> found = differences(processes, run_threads(test, {}, 20));
+constexpr int kSteps = 20;
+
+void report(const MeshCase& mesh, const char* shape, const std::vector<std::string>& found, int& failures) {
+  for (const std::string& line : found) std::printf("%s %s: %s\n", shape, mesh.name().c_str(), line.c_str());
+  std::printf("%s %s %s\n", found.empty() ? "ok    " : "FAILED", shape, mesh.name().c_str());
+  std::fflush(stdout);
+  failures += static_cast<int>(found.size());
+}
+
+// The awkward shape also against the same mesh of threads, to the bit.
+std::vector<std::string> compare_awkward(const MeshCase& mesh, const RunResult& processes) {
+  static const RunResult one = run_threads(awkward_case(), {}, kSteps);
+  const RunResult threads = run_threads(awkward_case(), mesh, kSteps);
+  std::vector<std::string> found = differences(processes, one);
   if (processes.loss != threads.loss || processes.gradient_norm != threads.gradient_norm)
     found.push_back("losses or norms of processes and threads are not the same bits");
   if (processes.final_weights != threads.final_weights || processes.gradients != threads.gradients)
     found.push_back("weights or gradients of processes and threads are not the same bits");
-  for (const std::string& line : found) std::printf("%s: %s\n", mesh.name().c_str(), line.c_str());
-  std::printf("%s %s\n", found.empty() ? "ok    " : "FAILED", mesh.name().c_str());
-  return static_cast<int>(found.size());
+  return found;
+}
+
+std::vector<std::string> compare_tiny(const RunResult& processes) {
+  static const RunResult one = run_threads(tiny_case(), {}, kSteps);
+  return differences(processes, one);
 }
 
 }  // namespace
@@ -37,8 +50,10 @@ int main(int argc, char** argv) {
     for (const MeshCase& mesh : meshes()) {
       if (mesh.shape.size() != world->size()) continue;
       ++compared;
-      const RunResult result = run_rank(awkward_case(), mesh, 20, *world);
-      if (world->rank() == 0) failures += check(mesh, result);
+      const RunResult awkward = run_rank(awkward_case(), mesh, kSteps, *world);
+      if (world->rank() == 0) report(mesh, "awkward", compare_awkward(mesh, awkward), failures);
+      const RunResult tiny = run_rank(tiny_case(), mesh, kSteps, *world);
+      if (world->rank() == 0) report(mesh, "tiny", compare_tiny(tiny), failures);
       world->barrier();
     }
     double sum = failures;
