@@ -63,8 +63,8 @@ struct CheckpointText {
 };
 
 // What is kept once a save is committed. The newest `keep_last` valid checkpoints and every step that is a
-// multiple of `keep_every` stay, and always the one the run was resumed from and the one just saved, which another
-// run's later steps must not push out. 0: no limit / no such steps.
+// multiple of `keep_every` stay, and always the one the run was resumed from and the one just saved, which
+// another run's later steps must not push out. 0: no limit / no such steps.
 struct Retention {
   int keep_last = 0;
   int64_t keep_every = 0;

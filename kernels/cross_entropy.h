@@ -10,10 +10,10 @@
 namespace transxssm {
 
 struct CrossEntropyStatistics {
-  Tensor logits;   // [T,V_local]
-  Tensor targets;  // [T] i32, global ids
-  Tensor max;      // [T] out
-  Tensor sum;      // [T] out
+  Tensor logits;        // [T,V_local]
+  Tensor targets;       // [T] i32, global ids
+  Tensor max;           // [T] out
+  Tensor sum;           // [T] out
   Tensor target_logit;  // [T] out, 0 where the target is another slice's
   int64_t first_id = 0;
 };

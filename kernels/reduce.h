@@ -1,4 +1,5 @@
-// Reductions to one number, in f64 over fixed blocks summed in order: the same bits for any number of threads.
+// Reductions to one number, in f64 over fixed blocks summed in order: the same bits for any number of
+// threads.
 #pragma once
 
 #include "runtime/stream.h"

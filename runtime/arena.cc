@@ -14,7 +14,9 @@ Tensor Carver::take(DType dtype, const Shape& shape) {
   return Tensor(begin_ + offset, dtype, shape);
 }
 
-void Arena::Free::operator()(std::byte* p) const { std::free(p); }
+void Arena::Free::operator()(std::byte* p) const {
+  std::free(p);
+}
 
 Arena::Arena(int64_t bytes) : bytes_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
   if (bytes_ == 0) return;

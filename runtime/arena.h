@@ -13,10 +13,10 @@ inline constexpr int64_t kAlignment = 64;  // of every tensor carved from an are
 
 class Carver {
  public:
-  Carver() = default;                                    // counts only: take() returns empty tensors
+  Carver() = default;  // counts only: take() returns empty tensors
   Carver(std::byte* begin, int64_t bytes) : begin_(begin), capacity_(bytes) {}
-  Tensor take(DType dtype, const Shape& shape);          // next aligned tensor, not initialised
-  int64_t used() const { return used_; }                 // bytes so far, a multiple of kAlignment
+  Tensor take(DType dtype, const Shape& shape);  // next aligned tensor, not initialised
+  int64_t used() const { return used_; }         // bytes so far, a multiple of kAlignment
 
  private:
   std::byte* begin_ = nullptr;

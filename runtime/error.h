@@ -11,15 +11,15 @@ namespace transxssm {
 
 enum class ExitCode : int {
   ok = 0,
-  internal = 1,          // a bug in this program
-  usage = 2,             // command line or configuration
-  data = 3,              // dataset or tokenizer
-  checkpoint = 4,        // a checkpoint was refused
-  checkpoint_save = 5,   // checkpoints cannot be saved
-  numerics = 6,          // a loss or gradient is not finite, or numbers differ
-  communication = 7,     // a peer is lost or hangs
-  device = 8,            // device or memory
-  preempted = 75,        // stopped by a signal after a good save: run again to go on
+  internal = 1,         // a bug in this program
+  usage = 2,            // command line or configuration
+  data = 3,             // dataset or tokenizer
+  checkpoint = 4,       // a checkpoint was refused
+  checkpoint_save = 5,  // checkpoints cannot be saved
+  numerics = 6,         // a loss or gradient is not finite, or numbers differ
+  communication = 7,    // a peer is lost or hangs
+  device = 8,           // device or memory
+  preempted = 75,       // stopped by a signal after a good save: run again to go on
 };
 
 // Base of all errors this program throws on purpose. what() is one complete sentence for the user: it names
@@ -33,12 +33,12 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
-#define TRANSXSSM_DEFINE_ERROR(Name, CODE)                                                \
-  class Name : public Error {                                                             \
-   public:                                                                                \
-    template <class... Args>                                                              \
-    explicit Name(fmt::format_string<Args...> format, Args&&... args)                     \
-        : Error(ExitCode::CODE, fmt::format(format, std::forward<Args>(args)...)) {}      \
+#define TRANSXSSM_DEFINE_ERROR(Name, CODE)                                           \
+  class Name : public Error {                                                        \
+   public:                                                                           \
+    template <class... Args>                                                         \
+    explicit Name(fmt::format_string<Args...> format, Args&&... args)                \
+        : Error(ExitCode::CODE, fmt::format(format, std::forward<Args>(args)...)) {} \
   }
 
 TRANSXSSM_DEFINE_ERROR(InternalError, internal);
@@ -57,8 +57,8 @@ TRANSXSSM_DEFINE_ERROR(DeviceError, device);
 }  // namespace transxssm
 
 // An invariant of this program: always checked, also in release builds. Never for user input.
-#define TRANSXSSM_CHECK(condition, ...)                                                            \
-  do {                                                                                             \
-    if (!(condition)) [[unlikely]]                                                                 \
-      ::transxssm::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__));    \
+#define TRANSXSSM_CHECK(condition, ...)                                                         \
+  do {                                                                                          \
+    if (!(condition)) [[unlikely]]                                                              \
+      ::transxssm::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
   } while (0)

@@ -52,7 +52,8 @@ uint64_t Rng::below(uint64_t index, uint64_t bound) const {
   return static_cast<uint64_t>((static_cast<unsigned __int128>(value) * bound) >> 64);
 }
 
-Permutation::Permutation(uint64_t seed, std::string_view name, uint64_t size) : rng_(seed, name), size_(size) {
+Permutation::Permutation(uint64_t seed, std::string_view name, uint64_t size)
+    : rng_(seed, name), size_(size) {
   const int bits = size <= 1 ? 1 : std::bit_width(size - 1);
   half_bits_ = (bits + 1) / 2;
 }

@@ -1,6 +1,6 @@
-// Counter-based random numbers (Philox 4x32-10; Salmon et al., SC 2011): a pure function of (seed, name, index),
-// so that every rank of every mesh draws the same value for the same global element, and "RNG state" in a
-// checkpoint is the seed.
+// Counter-based random numbers (Philox 4x32-10; Salmon et al., SC 2011): a pure function of (seed, name,
+// index), so that every rank of every mesh draws the same value for the same global element, and "RNG state"
+// in a checkpoint is the seed.
 #pragma once
 
 #include <array>
@@ -15,8 +15,8 @@ class Rng {
   Rng(uint64_t seed, std::string_view name);
   // Four independent 32-bit words for one counter value.
   std::array<uint32_t, 4> words(uint64_t index) const;
-  double uniform(uint64_t index) const;   // [0, 1), 53 bits
-  double normal(uint64_t index) const;    // mean 0, variance 1; Box-Muller
+  double uniform(uint64_t index) const;  // [0, 1), 53 bits
+  double normal(uint64_t index) const;   // mean 0, variance 1; Box-Muller
   // Uniform in [0, bound), bound > 0; without modulo bias to within 2^-64.
   uint64_t below(uint64_t index, uint64_t bound) const;
 
@@ -25,8 +25,8 @@ class Rng {
   uint64_t stream_;
 };
 
-// A keyed pseudo-random permutation of [0, size): the image of one index in O(1) memory (a Feistel network with
-// cycle walking). For size >= 1.
+// A keyed pseudo-random permutation of [0, size): the image of one index in O(1) memory (a Feistel network
+// with cycle walking). For size >= 1.
 class Permutation {
  public:
   Permutation(uint64_t seed, std::string_view name, uint64_t size);

@@ -2,7 +2,9 @@
 
 namespace transxssm {
 
-Stream::Stream(int num_threads) : num_threads_(std::max(1, num_threads)) { omp_set_num_threads(num_threads_); }
+Stream::Stream(int num_threads) : num_threads_(std::max(1, num_threads)) {
+  omp_set_num_threads(num_threads_);
+}
 
 int64_t Stream::scratch_bytes() const {
   int64_t bytes = 0;

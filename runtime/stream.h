@@ -1,5 +1,5 @@
-// The first argument of every operation. A CPU stream runs the operation inline on the threads of its rank and
-// owns their scratch memory; a CUDA stream queues it.
+// The first argument of every operation. A CPU stream runs the operation inline on the threads of its rank
+// and owns their scratch memory; a CUDA stream queues it.
 #pragma once
 
 #include <omp.h>
@@ -21,8 +21,8 @@ struct Device {
 
 class Stream {
  public:
-  // A CPU stream of `num_threads` threads. Make it on the thread that uses it: OpenMP (and with it oneDNN) keeps
-  // its number of threads per calling thread.
+  // A CPU stream of `num_threads` threads. Make it on the thread that uses it: OpenMP (and with it oneDNN)
+  // keeps its number of threads per calling thread.
   explicit Stream(int num_threads = 1);
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

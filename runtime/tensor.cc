@@ -16,7 +16,8 @@ void Shape::append(int64_t size) {
 int64_t Shape::num_elements() const {
   int64_t count = 1;
   for (int dim = 0; dim < rank_; ++dim)
-    if (__builtin_mul_overflow(count, (*this)[dim], &count)) throw InternalError("shape {} overflows", to_string());
+    if (__builtin_mul_overflow(count, (*this)[dim], &count))
+      throw InternalError("shape {} overflows", to_string());
   return count;
 }
 
@@ -116,7 +117,8 @@ Tensor Tensor::reshape(const Shape& shape) const {
 
 namespace {
 
-void copy_dims(const std::byte* from, std::byte* to, const Tensor& a, const Tensor& b, int dim, int64_t bytes) {
+void copy_dims(const std::byte* from, std::byte* to, const Tensor& a, const Tensor& b, int dim,
+               int64_t bytes) {
   if (dim == a.rank()) {
     std::memcpy(to, from, static_cast<size_t>(bytes));
     return;
@@ -133,7 +135,8 @@ void copy_dims(const std::byte* from, std::byte* to, const Tensor& a, const Tens
 
 void copy(const Tensor& from, const Tensor& to) {
   TRANSXSSM_CHECK(from.shape() == to.shape() && from.dtype() == to.dtype(), "copy {} {} to {} {}",
-                  dtype_name(from.dtype()), from.shape().to_string(), dtype_name(to.dtype()), to.shape().to_string());
+                  dtype_name(from.dtype()), from.shape().to_string(), dtype_name(to.dtype()),
+                  to.shape().to_string());
   if (from.num_elements() == 0) return;
   copy_dims(static_cast<const std::byte*>(from.raw()), static_cast<std::byte*>(to.raw()), from, to, 0,
             dtype_bytes(from.dtype()));

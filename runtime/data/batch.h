@@ -1,5 +1,5 @@
-// One microbatch of tokens as the model consumes it. Everything that depends on neighbours (targets, positions,
-// documents) is fixed here, by the data layer, so that rows can be sliced later.
+// One microbatch of tokens as the model consumes it. Everything that depends on neighbours (targets,
+// positions, documents) is fixed here, by the data layer, so that rows can be sliced later.
 #pragma once
 
 #include "runtime/arena.h"
@@ -8,9 +8,10 @@
 namespace transxssm {
 
 struct Batch {
-  Tensor input;     // [B,T] i32 token ids
-  Tensor target;    // [B,T] i32 the token after each input
-  Tensor position;  // [B,T] i32 inside the document: 0 at each document start (0..T-1 where packing is ignored)
+  Tensor input;   // [B,T] i32 token ids
+  Tensor target;  // [B,T] i32 the token after each input
+  Tensor
+      position;  // [B,T] i32 inside the document: 0 at each document start (0..T-1 where packing is ignored)
   Tensor document;  // [B,T] i32 not decreasing in a row: attention, state and positions stay inside one
   Tensor valid;     // [B,T] u8 1 where the target counts in the loss
 
