@@ -2,6 +2,7 @@
 // saved.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "checkpoint/checkpoint.h"
@@ -124,6 +125,14 @@ TEST_P(Resume, GivesTheBitsOfTheRunThatWasNotInterrupted) {
               kSteps * 4);
   }
   EXPECT_LT(losses(whole).value.back(), losses(whole).value.front());
+  // Each moment under its own name: means of gradients have both signs, means of their squares have one.
+  float least_mean = 0, least_square = 0;
+  for (const auto& [name, values] : read_checkpoint(checkpoint_path(whole, kSteps))) {
+    float& least = name.starts_with("exp_avg_sq/") ? least_square : least_mean;
+    if (name.starts_with("exp_avg")) least = std::min(least, *std::min_element(values.begin(), values.end()));
+  }
+  EXPECT_LT(least_mean, 0);
+  EXPECT_EQ(least_square, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Meshes, Resume,

@@ -244,6 +244,25 @@ std::vector<std::string> part_names(const HfTensor& tensor) {
   return names;
 }
 
+// The names of transformers, each beside ours: equal shapes would hide two that changed places.
+TEST(HuggingFaceTensors, NamesOfALlamaLayer) {
+  std::map<std::string, std::string> ours;
+  for (const HfTensor& tensor : hugging_face_tensors(model_config_from_hugging_face(kLlama)))
+    if (tensor.name.starts_with("model.layers.1."))
+      ours[tensor.name.substr(15)] = part_names(tensor).at(0).substr(15);
+  const std::map<std::string, std::string> expected = {
+      {"input_layernorm.weight", "pre_sequence_layernorm.weight"},
+      {"self_attn.q_proj.weight", "attn.q_proj.weight"},
+      {"self_attn.k_proj.weight", "attn.k_proj.weight"},
+      {"self_attn.v_proj.weight", "attn.v_proj.weight"},
+      {"self_attn.o_proj.weight", "attn.o_proj.weight"},
+      {"post_attention_layernorm.weight", "pre_state_layernorm.weight"},
+      {"mlp.gate_proj.weight", "feed_forward.gate_proj.weight"},
+      {"mlp.up_proj.weight", "feed_forward.up_proj.weight"},
+      {"mlp.down_proj.weight", "feed_forward.down_proj.weight"}};
+  EXPECT_EQ(ours, expected);
+}
+
 TEST(HuggingFaceTensors, FusedOnesHaveTheLibrarysOrder) {
   const std::string ours = "model.layers.1.ssd.";
   for (const HfTensor& tensor : hugging_face_tensors(model_config_from_hugging_face(kMamba2))) {

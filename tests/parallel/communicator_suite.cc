@@ -109,6 +109,9 @@ void reduce_scatter_of(Communicator& world) {
     std::vector<T> output(static_cast<size_t>(count));
     world.reduce_scatter(view(input), view(output));
     expect_reduced<T>(output, world.rank() * count, n, ReduceOp::sum);
+    world.reduce_scatter(view(input), view(output), ReduceOp::max);
+    expect_reduced<T>(output, world.rank() * count, n, ReduceOp::max);
+    world.reduce_scatter(view(input), view(output));
     EXPECT_EQ(input, elements<T>(world.rank(), n * count));  // read only
     if (count == 0) continue;
     world.reduce_scatter(view(input), view(input).slice(0, world.rank() * count, count));

@@ -1,0 +1,121 @@
+// One step of the optimizer by its definition, and the learning rate of every step.
+#include "model/optimizer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "parallel/local.h"
+#include "runtime/rng.h"
+
+namespace transxssm {
+namespace {
+
+class OptimizerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    for (const Shape& shape : {Shape{3, 5}, Shape{7}})
+      store_.declare(
+          {.name = shape.rank() == 2 ? "matrix" : "vector", .global_shape = shape, .box = whole_box(shape)});
+    store_.allocate(true);
+    const Rng rng(1, "optimizer");
+    uint64_t draws = 0;
+    for (const Parameter& p : store_.all()) {
+      for (const Tensor& tensor : {p.weight, p.gradient, p.exp_avg})
+        for (int64_t i = 0; i < tensor.num_elements(); ++i)
+          tensor.data<float>()[i] = static_cast<float>(rng.normal(draws++));
+      for (int64_t i = 0; i < p.exp_avg_sq.num_elements(); ++i)
+        p.exp_avg_sq.data<float>()[i] = static_cast<float>(rng.uniform(draws++));
+    }
+  }
+
+  // Updates with the given norm as the gradients' and compares every number with AdamW's definition.
+  void check(const OptimizerOptions& options, double norm, double scale) {
+    constexpr double kLearningRate = 0.1;
+    constexpr int64_t kStep = 3;
+    struct Expected {
+      float *weight, *exp_avg, *exp_avg_sq;
+      double w = 0, m = 0, v = 0;
+    };
+    std::vector<Expected> expected;
+    for (const Parameter& p : store_.all()) {
+      const double decay = p.spec.name == "matrix" ? options.weight_decay : 0;
+      for (int64_t i = 0; i < p.num_elements(); ++i) {
+        Expected e{p.weight.data<float>() + i, p.exp_avg.data<float>() + i, p.exp_avg_sq.data<float>() + i};
+        const double g = p.gradient.data<float>()[i] * scale;
+        e.m = options.beta1 * *e.exp_avg + (1 - options.beta1) * g;
+        e.v = options.beta2 * *e.exp_avg_sq + (1 - options.beta2) * g * g;
+        const double mean = e.m / (1 - std::pow(options.beta1, kStep));
+        const double root = std::sqrt(e.v / (1 - std::pow(options.beta2, kStep)));
+        e.w = *e.weight - kLearningRate * (mean / (root + options.eps) + decay * *e.weight);
+        expected.push_back(e);
+      }
+    }
+    const auto world = single_rank();
+    Mesh mesh(*world, {});
+    Optimizer(stream_, store_, mesh, options).update(kLearningRate, norm, kStep);
+    for (const Expected& e : expected) {
+      EXPECT_NEAR(*e.weight, e.w, 1e-5 * (1 + std::abs(e.w)));
+      EXPECT_NEAR(*e.exp_avg, e.m, 1e-6);
+      EXPECT_NEAR(*e.exp_avg_sq, e.v, 1e-6);
+    }
+  }
+
+  Stream stream_{1};
+  ParameterStore store_;
+};
+
+constexpr OptimizerOptions kOptions = {
+    .beta1 = 0.7, .beta2 = 0.9, .eps = 1e-2, .weight_decay = 0.3, .clip_norm = 2};
+
+TEST_F(OptimizerTest, DecaysMatricesOnly) {
+  check(kOptions, 1.5, 1);
+}
+
+TEST_F(OptimizerTest, ClipsAboveTheNorm) {
+  check(kOptions, 8, 2 / (8 + 1e-6));
+}
+
+// As torch.nn.utils.clip_grad_norm_ has it; seen only where the norm is as small.
+TEST_F(OptimizerTest, ClippingAddsItsEpsilonToTheNorm) {
+  OptimizerOptions options = kOptions;
+  options.clip_norm = 1e-6;
+  check(options, 2e-6, 1.0 / 3);
+}
+
+TEST_F(OptimizerTest, ZeroDoesNotClip) {
+  OptimizerOptions options = kOptions;
+  options.clip_norm = 0;
+  check(options, 8, 1);
+}
+
+TEST_F(OptimizerTest, NormOfAllGradients) {
+  double squares = 0;
+  for (const Parameter& p : store_.all())
+    for (int64_t i = 0; i < p.num_elements(); ++i)
+      squares += std::pow(static_cast<double>(p.gradient.data<float>()[i]), 2);
+  const auto world = single_rank();
+  Mesh mesh(*world, {});
+  EXPECT_NEAR(Optimizer(stream_, store_, mesh, kOptions).gradient_norm(), std::sqrt(squares), 1e-6);
+}
+
+TEST(LearningRate, WarmsUpAndDecaysToItsFraction) {
+  LearningRateSchedule rate{.peak = 8, .min_fraction = 0.25, .warmup_steps = 4, .num_steps = 12};
+  EXPECT_DOUBLE_EQ(rate.at(1), 2);
+  EXPECT_DOUBLE_EQ(rate.at(4), 8);
+  EXPECT_DOUBLE_EQ(rate.at(6), 2 + 6 * 0.5 * (1 + std::sqrt(0.5)));
+  EXPECT_DOUBLE_EQ(rate.at(8), 5);
+  EXPECT_DOUBLE_EQ(rate.at(12), 2);
+  EXPECT_DOUBLE_EQ(rate.at(100), 2);
+  rate.kind = LearningRateKind::linear;
+  EXPECT_DOUBLE_EQ(rate.at(3), 6);
+  EXPECT_DOUBLE_EQ(rate.at(6), 6.5);
+  EXPECT_DOUBLE_EQ(rate.at(12), 2);
+  rate.kind = LearningRateKind::constant;
+  EXPECT_DOUBLE_EQ(rate.at(2), 4);
+  EXPECT_DOUBLE_EQ(rate.at(11), 8);
+}
+
+}  // namespace
+}  // namespace transxssm
