@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Mutation run: applies each patch of tests/mutation/patches to a private copy of the sources, rebuilds, and shows
-that some test fails. See tests/mutation/README.md. Exit 1 if a mutation survived or the list itself has an error.
+"""Mutation run: applies each patch of tests/mutation/patches to a private copy of the sources, rebuilds, and
+shows that some test fails. See tests/mutation/README.md. Exit 1 if a mutation survived or a patch is broken.
 """
 import argparse
 import concurrent.futures
@@ -44,10 +44,10 @@ class Mutation:
 
 
 def run(command, folder, seconds, **environment):
-    """Runs a command in a group of its own, ended as a whole. Returns (status or None where it hung, output)."""
-    process = subprocess.Popen(command, cwd=folder, shell=isinstance(command, str), text=True, errors="replace",
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               start_new_session=True, env={**os.environ, **environment})
+    """Runs a command in a process group of its own. Returns (status, or None where it hung; output)."""
+    process = subprocess.Popen(command, cwd=folder, shell=isinstance(command, str), start_new_session=True,
+                               env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     try:
         output, _ = process.communicate(timeout=seconds)
         return process.returncode, output
@@ -76,7 +76,7 @@ class Worker:
             copy = self.source / name
             if not copy.is_file() or copy.read_bytes() != (ROOT / name).read_bytes():
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, copy)  # the present time, not that of the original: ninja sees the change
+                shutil.copy(ROOT / name, copy)  # with the present time: ninja sees the change
 
     def make(self, targets, jobs=1):
         """Returns what went wrong, or nothing."""
@@ -114,8 +114,8 @@ class Worker:
 
     def mutate(self, mutation):
         """Returns (result, detail)."""
-        patch = ["patch", "-p1", "--force", "--silent", "--fuzz=0", "--no-backup-if-mismatch", "--reject-file=-",
-                 "-i", str(mutation.path)]
+        patch = ["patch", "-p1", "--force", "--silent", "--fuzz=0", "--no-backup-if-mismatch",
+                 "--reject-file=-", "-i", str(mutation.path)]
         status, output = run([*patch, "--dry-run"], self.source, 60)
         if status != 0:
             return "broken", "does not apply: " + " ".join(output.split())
@@ -135,10 +135,10 @@ class Worker:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2, help="workers, each with its own copy and build folder")
-    parser.add_argument("--only", default="", metavar="REGEX", help="mutations whose name (area/name) matches")
+    parser.add_argument("--jobs", type=int, default=2, help="workers, each with a copy of its own")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only those whose area/name matches")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build-mutation", metavar="DIR")
-    parser.add_argument("--table", type=pathlib.Path, metavar="FILE", help="write the table of results here, too")
+    parser.add_argument("--table", type=pathlib.Path, metavar="FILE", help="write the table here, too")
     args = parser.parse_args()
 
     mutations = [Mutation(path) for path in sorted(PATCHES.rglob("*.patch"))]
