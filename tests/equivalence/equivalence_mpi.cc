@@ -21,6 +21,13 @@ void report(const MeshCase& mesh, const char* shape, const std::vector<std::stri
   failures += static_cast<int>(found.size());
 }
 
+const Case& jamba_case() {
+  static const std::vector<std::pair<std::string, Case>> all = kinds();
+  for (const auto& [name, test] : all)
+    if (name == "jamba") return test;
+  throw InternalError("no kind jamba");
+}
+
 // The awkward shape also against the same mesh of threads, to the bit.
 std::vector<std::string> compare_awkward(const MeshCase& mesh, const RunResult& processes) {
   static const RunResult one = run_threads(awkward_case(), {}, kSteps);
@@ -31,6 +38,11 @@ std::vector<std::string> compare_awkward(const MeshCase& mesh, const RunResult& 
   if (processes.final_weights != threads.final_weights || processes.gradients != threads.gradients)
     found.push_back("weights or gradients of processes and threads are not the same bits");
   return found;
+}
+
+std::vector<std::string> compare_jamba(const RunResult& processes) {
+  static const RunResult one = run_threads(jamba_case(), {}, 4);
+  return differences(processes, one);
 }
 
 std::vector<std::string> compare_tiny(const RunResult& processes) {
@@ -52,6 +64,10 @@ int main(int argc, char** argv) {
       ++compared;
       const RunResult awkward = run_rank(awkward_case(), mesh, kSteps, *world);
       if (world->rank() == 0) report(mesh, "awkward", compare_awkward(mesh, awkward), failures);
+      if (jamba_case().global_batch / mesh.shape.dp % mesh.microbatch_size == 0) {
+        const RunResult jamba = run_rank(jamba_case(), mesh, 4, *world);
+        if (world->rank() == 0) report(mesh, "jamba", compare_jamba(jamba), failures);
+      }
       const RunResult tiny = run_rank(tiny_case(), mesh, kSteps, *world);
       if (world->rank() == 0) report(mesh, "tiny", compare_tiny(tiny), failures);
       world->barrier();

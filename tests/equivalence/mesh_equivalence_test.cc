@@ -117,6 +117,22 @@ TEST_P(Kinds, EveryMeshEqualsOneRank) {
 INSTANTIATE_TEST_SUITE_P(All, Kinds, testing::ValuesIn(kinds()),
                          [](const auto& kind) { return kind.param.first; });
 
+// Any number of microbatches beside the number of stages.
+TEST(Microbatches, AFewMoreThanStages) {
+  for (int pp : {2, 4}) {
+    for (int extra = 1; extra <= 4; ++extra) {
+      Case test = awkward_case();
+      test.global_batch = pp + extra;
+      const RunResult one = run_threads(test, {}, 2);
+      for (const char* pipeline : {"1f1b", "gpipe"}) {
+        const MeshCase mesh{{.pp = pp, .dp = 1, .cp = 1, .tp = 1}, pipeline};
+        EXPECT_THAT(differences(run_threads(test, mesh, 2), one), testing::IsEmpty())
+            << mesh.name() << " + " << extra;
+      }
+    }
+  }
+}
+
 // Forming a layer's activations again changes no bit and needs less memory.
 TEST(Recompute, ChangesNoBit) {
   MeshCase mesh{{.pp = 2, .dp = 1, .cp = 1, .tp = 2}};

@@ -11,7 +11,9 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/hugging_face.h"
 #include "launch/commands/hugging_face.h"
+#include "model/accounting.h"
 #include "parallel/local.h"
+#include "parallel/mesh.h"
 #include "runtime/data/bpe_trainer.h"
 #include "runtime/rng.h"
 #include "tests/support/model_kinds.h"
@@ -124,6 +126,39 @@ TEST_F(HuggingFaceCommands, EveryKindComesBackToTheBit) {
     }
     ASSERT_EQ(run({"export-hf", directory_ / second, directory_ / kind.name + "-again"}), 0) << error_;
     expect_same_folders(kind.name, kind.name + "-again");
+  }
+}
+
+// Loaded and saved again by 2 pipeline stages x 2 tensor-parallel halves: the same export.
+TEST_F(HuggingFaceCommands, AMeshExportsTheSameBits) {
+  for (const ModelKind& kind : model_kinds()) {
+    if (!mesh_problems(kind.config, 2, 2).empty()) continue;
+    SCOPED_TRACE(kind.name);
+    const std::string whole = kind.name + "-whole", mesh_run = kind.name + "-mesh";
+    const std::string path = save(whole, kind.config, random_parameters(kind.config));
+    run_as_ranks(4, [&](Communicator& world) {
+      Mesh mesh(world, {.pp = 2, .dp = 1, .cp = 1, .tp = 2});
+      const Shard shard = Shard::of(kind.config, 2, mesh.coordinate().tp);
+      Network network(kind.config, shard,
+                      cut_layers(kind.config, 16, 2)[static_cast<size_t>(mesh.coordinate().pp)], mesh.tp(),
+                      16, &mesh.tp_share(shard.groups.num_copies));
+      network.parameters().allocate(false);
+      std::vector<CheckpointTensor> tensors;
+      for (const Parameter& p : network.parameters().all())
+        tensors.push_back({.name = p.spec.name,
+                           .kind = TensorKind::master,
+                           .global_shape = p.spec.global_shape,
+                           .offset = p.spec.box.offset,
+                           .extent = p.spec.box.extent,
+                           .data = p.weight,
+                           .owner = p.spec.owner});
+      const LoadedCheckpoint loaded = load_checkpoint(world, files_, path, tensors);
+      save_checkpoint(world, files_, directory_ / mesh_run + "/checkpoints", loaded.state, loaded.text,
+                      tensors);
+    });
+    ASSERT_EQ(run({"export-hf", directory_ / whole, directory_ / whole + "-hf"}), 0) << error_;
+    ASSERT_EQ(run({"export-hf", directory_ / mesh_run, directory_ / mesh_run + "-hf"}), 0) << error_;
+    expect_same_folders(whole + "-hf", mesh_run + "-hf");
   }
 }
 

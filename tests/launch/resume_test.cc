@@ -94,8 +94,8 @@ std::map<std::string, std::vector<float>> read_checkpoint(const std::string& pat
   return values;
 }
 
-MetricsHistory::Series losses(const TrainConfig& config) {
-  return *read_metrics(config.log().run_directory() + "/metrics.jsonl").find("train/loss");
+MetricsHistory::Series losses(const TrainConfig& config, const std::string& tag = "train/loss") {
+  return *read_metrics(config.log().run_directory() + "/metrics.jsonl").find(tag);
 }
 
 std::string checkpoint_path(const TrainConfig& config, int step) {
@@ -141,6 +141,27 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Resume,
                          [](const auto& mesh) {
                            return fmt::format("pp{}_dp{}_tp{}", mesh.param.pp, mesh.param.dp, mesh.param.tp);
                          });
+
+// Steps and validations are over the same rows, however they are dealt out.
+TEST(Rows, EveryMeshReadsTheSame) {
+  TemporaryDirectory directory;
+  write_tokens(directory.path() + "/tokens");
+  const TrainConfig alone = make_config(directory.path(), "alone", {});
+  ASSERT_EQ(train(alone, -1), 0);
+  for (const MeshShape& mesh :
+       {MeshShape{.pp = 1, .dp = 2, .cp = 1, .tp = 1}, MeshShape{.pp = 2, .dp = 2, .cp = 1, .tp = 1}}) {
+    const TrainConfig other = make_config(directory.path(), "run-" + mesh.to_string(), mesh);
+    ASSERT_EQ(train(other, -1), 0);
+    for (const std::string tag : {"train/loss", "validation/loss"}) {
+      const auto expected = losses(alone, tag), actual = losses(other, tag);
+      EXPECT_EQ(actual.step, expected.step);
+      ASSERT_EQ(actual.value.size(), expected.value.size());
+      for (size_t i = 0; i < expected.value.size(); ++i)
+        EXPECT_NEAR(actual.value[i], expected.value[i], 1e-4 * expected.value[i])
+            << tag << " " << i << " on " << mesh.to_string();
+    }
+  }
+}
 
 // Loading on another mesh and saving again without a step changes no bit.
 TEST(Reshard, AnotherMeshSavesTheSameBits) {
