@@ -152,7 +152,7 @@ TEST(Rows, EveryMeshReadsTheSame) {
        {MeshShape{.pp = 1, .dp = 2, .cp = 1, .tp = 1}, MeshShape{.pp = 2, .dp = 2, .cp = 1, .tp = 1}}) {
     const TrainConfig other = make_config(directory.path(), "run-" + mesh.to_string(), mesh);
     ASSERT_EQ(train(other, -1), 0);
-    for (const std::string tag : {"train/loss", "validation/loss"}) {
+    for (const std::string tag : {"train/loss", "eval/loss"}) {
       const auto expected = losses(alone, tag), actual = losses(other, tag);
       EXPECT_EQ(actual.step, expected.step);
       ASSERT_EQ(actual.value.size(), expected.value.size());
