@@ -72,6 +72,7 @@ struct Problem {
   std::mt19937 random;
   std::vector<double> value[kInputs], c_scale, dy, d_final;
   std::vector<uint8_t> start;
+  double gradient_before = 0;  // of the parameters, which add up over calls
 };
 
 template <class S>
@@ -151,7 +152,7 @@ Results<T> evaluate(const Problem& problem, int threads = 1, bool fused = false,
   std::vector<T> value[kInputs], gradient[kInputs];
   for (int i = 0; i < kInputs; ++i) {
     value[i] = cast(problem.value[i]);
-    gradient[i].assign(value[i].size(), i >= BIAS && i <= SKIP ? T(0) : T(NAN));
+    gradient[i].assign(value[i].size(), i >= BIAS && i <= SKIP ? T(problem.gradient_before) : T(NAN));
   }
   const Shape shapes[] = {{c.rows, c.tokens, c.heads, c.p},
                           {c.rows, c.tokens, c.groups, c.n},

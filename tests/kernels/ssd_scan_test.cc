@@ -165,6 +165,19 @@ TEST(SsdScanProperties, ChunkLengthDoesNotMatter) {
   }
 }
 
+TEST(SsdScanProperties, ParameterGradientsAccumulate) {
+  Problem problem(
+      {.rows = 2, .tokens = 20, .heads = 2, .groups = 1, .p = 8, .n = 8, .chunk = 8, .starts = {5}});
+  const Results<double> want = evaluate<double>(problem);
+  problem.gradient_before = 3;
+  const Results<double> got = evaluate<double>(problem);
+  for (int input : {BIAS, A_LOG, SKIP}) {
+    std::vector<double> sum = want.d[input];
+    for (double& value : sum) value += 3;
+    EXPECT_LT(error(got.d[input], sum), 1e-14) << kInputNames[input];
+  }
+}
+
 // A sequence in pieces, the state handed on in place, as generation does; the pieces include single tokens.
 TEST(SsdScanProperties, StateCarriesAcrossCalls) {
   const Case c{
