@@ -46,6 +46,7 @@ EOF
 set -m  # jobs of their own: else the shell hands INT to them as ignored
 for signal in INT TERM HUP USR1; do
   mkdir "$work/$signal"
+  : >"$work/out"  # not the last job's
   "$run" -n 3 --program /bin/sh -- "$work/saves" "$work/$signal" >"$work/out" 2>/dev/null &
   job=$!
   await ready 3
@@ -57,6 +58,7 @@ for signal in INT TERM HUP USR1; do
   expect "ranks that saved after $signal" "$(grep -c '^saved$' "$work/out")" 3
 done
 
+: >"$work/out"
 "$run" -n 2 --program /bin/sh -- "$work/deaf" >"$work/out" 2>/dev/null &
 job=$!
 await ready 2
