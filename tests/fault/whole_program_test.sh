@@ -99,12 +99,12 @@ hanging_rank() {
   pid=$(pid_of_rank hanging 1)
   kill -STOP "$pid"
   for _ in $(seq 300); do
-    grep -q "rank 1" output && break
+    grep -q "verdict" output && break
     sleep 0.1
   done
   kill -CONT "$pid" 2>/dev/null
   wait_job
-  expect 7 "rank 1" "all_reduce"
+  expect 7 "verdict: rank 1" "is stopped"
 }
 
 signalled() {
