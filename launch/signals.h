@@ -9,7 +9,8 @@ namespace transxssm {
 
 enum class StopRequest { none, save_and_go_on, save_and_exit };
 
-// Installs the handlers, which only note the signal.
+// Installs the handlers, which only note the signal, and starts the thread that takes them. Call it before
+// any other thread is started: a signal must not interrupt a thread that computes.
 void install_signal_handlers();
 
 // What this process was asked; does not forget it.

@@ -107,11 +107,11 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Untied,
 class Kinds : public testing::TestWithParam<std::pair<std::string, Case>> {};
 TEST_P(Kinds, EveryMeshEqualsOneRank) {
   const Case& test = GetParam().second;
-  const RunResult one = run_threads(test, {}, 4);
+  const RunResult one = run_threads(test, {}, kSteps);
   for (const MeshCase& mesh : meshes()) {
     if (mesh.microbatch_size > 1 && mesh.shape.dp > 1) continue;
     if (test.global_batch / mesh.shape.dp % mesh.microbatch_size != 0) continue;
-    EXPECT_THAT(differences(run_threads(test, mesh, 4), one), testing::IsEmpty()) << mesh.name();
+    EXPECT_THAT(differences(run_threads(test, mesh, kSteps), one), testing::IsEmpty()) << mesh.name();
   }
 }
 INSTANTIATE_TEST_SUITE_P(All, Kinds, testing::ValuesIn(kinds()),
