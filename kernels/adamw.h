@@ -14,6 +14,7 @@ struct AdamW {
   Tensor gradient;    // [n]
   Tensor exp_avg;     // [n] m, in place
   Tensor exp_avg_sq;  // [n] v, in place
+  Tensor rounded{};   // [n] bf16 out: the new weights, to nearest even; or empty
   double learning_rate = 0;
   double beta1 = 0.9;
   double beta2 = 0.999;

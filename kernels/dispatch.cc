@@ -2,26 +2,37 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/ssd_scan.h"
+#include "kernels/operations.h"
 
 namespace transxssm {
 
 namespace {
 
-void require_cpu(const Stream& stream) {
-  if (stream.device().kind != DeviceKind::cpu)
-    throw DeviceError("this build has no operations for CUDA device {}: choose the CPU",
-                      stream.device().index);
+Operations* registered = nullptr;
+
+Operations& device_operations(const Stream& stream) {
+  if (registered == nullptr)
+    throw DeviceError("this program was built without operations for {}: choose the device cpu",
+                      stream.device().to_string());
+  return *registered;
 }
 
 template <class Args>
 void run_on_device(Stream& stream, const Args& args) {
-  require_cpu(stream);
-  cpu::run(stream, args);
+  if (stream.device().is_cpu()) return cpu::run(stream, args);
+  device_operations(stream).run(stream, args);
 }
 
 }  // namespace
 
+void use_device_operations(Operations* operations) {
+  registered = operations;
+}
+
 void run(Stream& stream, const Gemm& args) {
+  run_on_device(stream, args);
+}
+void run(Stream& stream, const Copy& args) {
   run_on_device(stream, args);
 }
 void run(Stream& stream, const RmsNormForward& args) {
@@ -84,6 +95,12 @@ void run(Stream& stream, const EmbeddingBackward& args) {
 void run(Stream& stream, const CrossEntropyStatistics& args) {
   run_on_device(stream, args);
 }
+void run(Stream& stream, const CrossEntropyCombine& args) {
+  run_on_device(stream, args);
+}
+void run(Stream& stream, const CrossEntropyLoss& args) {
+  run_on_device(stream, args);
+}
 void run(Stream& stream, const CrossEntropyBackward& args) {
   run_on_device(stream, args);
 }
@@ -92,13 +109,13 @@ void run(Stream& stream, const AdamW& args) {
 }
 
 double sum_of_squares(Stream& stream, const Tensor& x) {
-  require_cpu(stream);
-  return cpu::sum_of_squares(stream, x);
+  return stream.device().is_cpu() ? cpu::sum_of_squares(stream, x)
+                                  : device_operations(stream).sum_of_squares(stream, x);
 }
 
 int64_t count_not_finite(Stream& stream, const Tensor& x) {
-  require_cpu(stream);
-  return cpu::count_not_finite(stream, x);
+  return stream.device().is_cpu() ? cpu::count_not_finite(stream, x)
+                                  : device_operations(stream).count_not_finite(stream, x);
 }
 
 }  // namespace transxssm

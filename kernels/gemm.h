@@ -1,5 +1,6 @@
-// Matrix product: c[M,N] (+)= op(a) op(b). Tensors are 2-D with unit stride in the last dim.
-// y[T,out] = x[T,in] W[out,in]^T is Gemm{.a = x, .b = W, .c = y, .transpose_b = true}.
+// Matrix product: c[M,N] (+)= op(a) op(b). Tensors are 2-D with unit stride in the last dim. All of one type,
+// or a and b bf16 with c bf16 (not accumulated) or f32: sums are formed in f32. y[T,out] = x[T,in]
+// W[out,in]^T is Gemm{.a = x, .b = W, .c = y, .transpose_b = true}.
 #pragma once
 
 #include "runtime/stream.h"

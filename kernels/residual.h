@@ -1,4 +1,5 @@
-// Learned residual: y = weight * x + branch, weight per channel (TransXSSM's residual weights).
+// Learned residual: y = weight * x + branch, weight per channel (TransXSSM's residual weights). The residual
+// stream (x, y, dy, dx) may be f32 where the branch is bf16.
 #pragma once
 
 #include "runtime/stream.h"
@@ -14,13 +15,15 @@ struct ResidualForward {
 };
 void run(Stream& stream, const ResidualForward& args);
 
-// dx = weight * dy, d_weight += sum over T of dy * x. The branch's gradient is dy itself.
+// dx = weight * dy, d_weight += sum over T of dy * x. The branch's gradient is dy itself, rounded to
+// `d_branch` where the branch has a type of its own.
 struct ResidualBackward {
   Tensor dy;          // [T,D]
   Tensor x;           // [T,D]
   Tensor weight{};    // [D] or empty: ones
   Tensor dx;          // [T,D] out
   Tensor d_weight{};  // [D] += or empty
+  Tensor d_branch{};  // [T,D] out, or empty
 };
 void run(Stream& stream, const ResidualBackward& args);
 

@@ -1,6 +1,8 @@
 // Root-mean-square norm (Zhang & Sennrich 2019), fused with the residual sum that precedes it:
 //   sum = residual_weight * x + branch        (only where `branch` is given; else sum is x itself)
 //   y   = sum * rstd * weight                 rstd = 1 / sqrt(mean(sum^2) + eps), in f32
+// The residual stream (x, sum, d_sum, dx) may be f32 where branch, y and their gradients are bf16; weights
+// and rstd are f32 beside bf16.
 #pragma once
 
 #include "runtime/stream.h"

@@ -3,7 +3,8 @@
 //   S_t = exp(a dt_t) S_{t-1} + dt_t X_t (x) R(t) B_t        Y_t = S_t R(t) C_t + d_skip X_t
 // Positions of R are local to a chunk, the state moves to the next chunk's frame by one rotation: the output
 // depends on differences of positions only, and the final state is in the frame "next token = position 0".
-// Head h uses group floor(h G / H). Any T; P, N multiples of 8; G divides H.
+// Head h uses group floor(h G / H). Any T; P, N multiples of 8; G divides H. With x, b, c, y and their
+// gradients in bf16 the rest is f32, but for chunk_states, which may be bf16.
 #pragma once
 
 #include "runtime/stream.h"

@@ -15,11 +15,19 @@ Tensor Carver::take(DType dtype, const Shape& shape) {
 }
 
 void Arena::Free::operator()(std::byte* p) const {
-  std::free(p);
+  if (device.is_cpu()) return std::free(p);
+  kind == MemoryKind::pinned ? device_runtime().release_pinned(p) : device_runtime().release(device.index, p);
 }
 
-Arena::Arena(int64_t bytes) : bytes_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
+Arena::Arena(int64_t bytes, Device device, MemoryKind kind)
+    : memory_(nullptr, {device, kind}), bytes_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
   if (bytes_ == 0) return;
+  if (!device.is_cpu()) {
+    memory_.reset(static_cast<std::byte*>(kind == MemoryKind::pinned
+                                              ? device_runtime().allocate_pinned(bytes_)
+                                              : device_runtime().allocate(device.index, bytes_)));
+    return;
+  }
   memory_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(bytes_))));
   if (!memory_) throw DeviceError("cannot allocate {:.1f} MiB of host memory", double(bytes_) / (1 << 20));
   std::memset(memory_.get(), 0, static_cast<size_t>(bytes_));

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 
+#include "runtime/device.h"
 #include "runtime/tensor.h"
 
 namespace transxssm {
@@ -24,18 +25,25 @@ class Carver {
   int64_t used_ = 0;
 };
 
+// Where an arena's memory is: a device's own, or host memory that devices can copy without the host's help.
+enum class MemoryKind : uint8_t { device, pinned };
+
 class Arena {
  public:
   Arena() = default;
-  explicit Arena(int64_t bytes);  // zero-filled; throws DeviceError naming the bytes where there is no room
+  // Zero-filled; throws DeviceError naming the bytes where there is no room. Pinned memory is the host's;
+  // without a device it is ordinary memory.
+  explicit Arena(int64_t bytes, Device device = {}, MemoryKind kind = MemoryKind::device);
   int64_t bytes() const { return bytes_; }
   Carver carver() const { return Carver(memory_.get(), bytes_); }
 
  private:
   struct Free {
     void operator()(std::byte* p) const;
+    Device device;
+    MemoryKind kind;
   };
-  std::unique_ptr<std::byte, Free> memory_;
+  std::unique_ptr<std::byte, Free> memory_{nullptr, {{}, MemoryKind::device}};
   int64_t bytes_ = 0;
 };
 

@@ -1,7 +1,7 @@
-// Element types of tensors. bf16 has its place in the types; the CPU kernels compute in f32 (and f64 for
-// gradient checks).
+// Element types of tensors. bf16 is a storage type: arithmetic is f32 (and f64 for gradient checks).
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 namespace transxssm {
@@ -16,6 +16,16 @@ const char* dtype_name(DType dtype);
 struct BFloat16 {
   uint16_t bits;
 };
+
+inline float to_float(BFloat16 x) {
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+// Round to nearest, ties to even; a NaN stays one.
+inline BFloat16 to_bfloat16(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
 
 template <class T>
 struct DTypeOf;

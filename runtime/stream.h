@@ -6,38 +6,45 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "runtime/arena.h"
 
 namespace transxssm {
 
-enum class DeviceKind : uint8_t { cpu, cuda };
-
-struct Device {
-  DeviceKind kind = DeviceKind::cpu;
-  int index = 0;
-};
-
 class Stream {
  public:
   // A CPU stream of `num_threads` threads. Make it on the thread that uses it: OpenMP (and with it oneDNN)
   // keeps its number of threads per calling thread.
   explicit Stream(int num_threads = 1);
+  // A stream of `device`; on the CPU as above. `num_threads` serve what the host does beside a device.
+  explicit Stream(Device device, int num_threads = 1);
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   Device device() const { return device_; }
   int num_threads() const { return num_threads_; }
   int64_t scratch_bytes() const;  // high-water mark
+  // Null on the CPU, where everything is done when a call returns.
+  DeviceQueue* queue() const { return queue_.get(); }
+  // Waits until all that was queued is done; throws DeviceError where some of it failed.
+  void synchronize() const;
 
  private:
   friend class Scratch;
   Device device_;
   int num_threads_;
+  std::unique_ptr<DeviceQueue> queue_;
   std::vector<Arena> blocks_;  // grows in the first step only; blocks_[i] serves the i-th open Scratch
   size_t open_ = 0;
 };
+
+// Bytes of one contiguous tensor to another of the same dtype and number of elements, in the stream's order.
+// Either may lie on the stream's device or on the host; from pinned memory the host does not wait.
+void transfer(Stream& stream, const Tensor& from, const Tensor& to);
+// Sets every byte of a contiguous tensor on the stream's device to zero.
+void zero(Stream& stream, const Tensor& tensor);
 
 // Scratch memory of one operation, last in first out: a local variable.
 class Scratch {

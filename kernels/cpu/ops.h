@@ -3,6 +3,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/conv1d.h"
+#include "kernels/copy.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/gated_norm.h"
@@ -32,7 +33,10 @@ void run(Stream& stream, const GatedNormBackward& args);
 void run(Stream& stream, const EmbeddingForward& args);
 void run(Stream& stream, const EmbeddingBackward& args);
 void run(Stream& stream, const CrossEntropyStatistics& args);
+void run(Stream& stream, const CrossEntropyCombine& args);
+void run(Stream& stream, const CrossEntropyLoss& args);
 void run(Stream& stream, const CrossEntropyBackward& args);
+void run(Stream& stream, const Copy& args);
 void run(Stream& stream, const AdamW& args);
 double sum_of_squares(Stream& stream, const Tensor& x);
 int64_t count_not_finite(Stream& stream, const Tensor& x);

@@ -1,0 +1,58 @@
+// Where tensors live and operations run: the CPU, or one of the devices of a kind that a backend registers.
+// This header names no vendor's types; runtime/cuda implements it for NVIDIA GPUs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace transxssm {
+
+enum class DeviceKind : uint8_t { cpu, cuda };
+
+struct Device {
+  DeviceKind kind = DeviceKind::cpu;
+  int index = 0;
+  bool is_cpu() const { return kind == DeviceKind::cpu; }
+  bool operator==(const Device&) const = default;
+  std::string to_string() const;  // "cpu", "cuda:1"
+};
+
+// Work that a device does in order, behind the host's back.
+class DeviceQueue {
+ public:
+  virtual ~DeviceQueue() = default;
+  // Queued; host memory that is not pinned makes the call wait.
+  virtual void copy(const void* from, void* to, int64_t bytes) = 0;
+  virtual void zero(void* memory, int64_t bytes) = 0;
+  // Waits for all that was queued; throws DeviceError where some of it failed.
+  virtual void synchronize() = 0;
+  // The backend's own handle (a cudaStream_t).
+  virtual void* native() const = 0;
+};
+
+// What runtime/ asks of a kind of device.
+class DeviceRuntime {
+ public:
+  virtual ~DeviceRuntime() = default;
+  // One line for people: name, memory, compute capability. DeviceError where there is no such device.
+  virtual std::string describe(int index) = 0;
+  virtual int num_devices() = 0;
+  virtual int64_t free_bytes(int index) = 0;
+  // Zero-filled. DeviceError that says how much is free where there is no room.
+  virtual void* allocate(int index, int64_t bytes) = 0;
+  virtual void release(int index, void* memory) noexcept = 0;
+  // Host memory that devices copy from and to without the host's help; zero-filled.
+  virtual void* allocate_pinned(int64_t bytes) = 0;
+  virtual void release_pinned(void* memory) noexcept = 0;
+  virtual std::unique_ptr<DeviceQueue> make_queue(int index) = 0;
+};
+
+// The backend registers itself once, at the program's start. Null takes it back.
+void use_device_runtime(DeviceRuntime* runtime);
+// True where a backend is registered and finds a device.
+bool has_device();
+// DeviceError where this build has no backend.
+DeviceRuntime& device_runtime();
+
+}  // namespace transxssm
