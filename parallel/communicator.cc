@@ -10,6 +10,8 @@
 #include <thread>
 #include <tuple>
 
+#include "parallel/combine.h"
+
 namespace transxssm {
 namespace {
 
@@ -41,33 +43,6 @@ inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
-}
-
-template <class T>
-T combine(ReduceOp op, T a, T b) {
-  if (op == ReduceOp::sum) return a + b;
-  return a < b || b != b ? b : a;  // a NaN on either side stays
-}
-
-// out[i] = s(0)[i] + s(1)[i] + ... in that order. out may be one of the sources.
-template <class T, class Source>
-void combine_in_rank_order(int num_sources, Source&& source, T* out, int64_t count, ReduceOp op) {
-  std::array<T, 512> block;
-  for (int64_t begin = 0; begin < count; begin += static_cast<int64_t>(block.size())) {
-    const int64_t n = std::min(count - begin, static_cast<int64_t>(block.size()));
-    std::copy_n(source(0) + begin, n, block.data());
-    for (int r = 1; r < num_sources; ++r) {
-      const T* s = source(r) + begin;
-      if (op == ReduceOp::sum) {
-        for (int64_t i = 0; i < n; ++i) block[static_cast<size_t>(i)] += s[i];
-      } else {
-        for (int64_t i = 0; i < n; ++i) {
-          block[static_cast<size_t>(i)] = combine(op, block[static_cast<size_t>(i)], s[i]);
-        }
-      }
-    }
-    std::copy_n(block.data(), n, out + begin);
-  }
 }
 
 }  // namespace
@@ -271,15 +246,12 @@ void Communicator::reduce_pieces(const T* input, int64_t num_elements, T* output
 
 void Communicator::all_reduce(const Tensor& x, ReduceOp op) {
   TRANSXSSM_CHECK(x.is_contiguous(), "all_reduce on '{}'", name_);
-  TRANSXSSM_CHECK(x.dtype() == DType::f32 || x.dtype() == DType::f64, "all_reduce of {}",
-                  dtype_name(x.dtype()));
   if (size() == 1) return;
   begin_collective("all_reduce", x.num_bytes(), static_cast<int64_t>(op));
   if (x.num_elements() == 0) return;
-  const auto run = [&]<class T>(T* data) {
+  with_elements(x, "all_reduce", [&](auto* data) {
     reduce_pieces(data, x.num_elements(), data + x.num_elements() * rank() / size(), data, op);
-  };
-  x.dtype() == DType::f32 ? run(x.data<float>()) : run(x.data<double>());
+  });
 }
 
 void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op) {
@@ -287,8 +259,6 @@ void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, Red
   TRANSXSSM_CHECK(input.dtype() == output.dtype() && input.num_elements() == output.num_elements() * size(),
                   "reduce_scatter of {} into {} elements on {} ranks", input.num_elements(),
                   output.num_elements(), size());
-  TRANSXSSM_CHECK(input.dtype() == DType::f32 || input.dtype() == DType::f64, "reduce_scatter of {}",
-                  dtype_name(input.dtype()));
   if (input.num_elements() == 0 && size() == 1) return;
   if (size() == 1) {
     if (input.raw() != output.raw())
@@ -297,11 +267,9 @@ void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, Red
   }
   begin_collective("reduce_scatter", input.num_bytes(), static_cast<int64_t>(op));
   if (input.num_elements() == 0) return;
-  const auto run = [&]<class T>(const T* in, T* out) {
-    reduce_pieces<T>(in, input.num_elements(), out, nullptr, op);
-  };
-  input.dtype() == DType::f32 ? run(input.data<float>(), output.data<float>())
-                              : run(input.data<double>(), output.data<double>());
+  with_elements(input, "reduce_scatter", [&]<class T>(T* in) {
+    reduce_pieces<T>(in, input.num_elements(), output.data<T>(), nullptr, op);
+  });
 }
 
 void Communicator::all_gather(const Tensor& input, const Tensor& output) {

@@ -97,7 +97,8 @@ class Communicator {
   Request send(const Tensor& tensor, int destination);
   Request receive(const Tensor& tensor, int source);
 
-  // x of every rank becomes the rank-ordered reduction r0 + r1 + ...; f32 or f64. A maximum keeps NaN. All
+  // x of every rank becomes the rank-ordered reduction r0 + r1 + ...; f32, f64, or bf16 (summed in f32,
+  // rounded once). A maximum keeps NaN. All
   // ranks together send 2 (size - 1) x bytes of x.
   void all_reduce(const Tensor& x, ReduceOp op = ReduceOp::sum);
   // `output` is piece rank() of the reduction of `input`, which holds size() equal pieces. `output` may be

@@ -92,6 +92,20 @@ void all_reduce(Communicator& world) {
   all_reduce_of<double>(world);
 }
 
+// Sums of bf16 are formed in f32 and rounded once: 256 + n halves is exact in f32, and lost one by one in
+// bf16.
+void bf16_is_summed_in_f32(Communicator& world) {
+  const int n = world.size();
+  std::vector<BFloat16> x(1000, to_bfloat16(world.rank() == 0 ? 256.0F : 0.5F));
+  const float expected = to_float(to_bfloat16(256.0F + 0.5F * static_cast<float>(n - 1)));
+  world.all_reduce(Tensor(x.data(), DType::bf16, {1000}));
+  for (const BFloat16 v : x) ASSERT_EQ(to_float(v), expected);
+  std::vector<BFloat16> pieces(static_cast<size_t>(n) * 10, to_bfloat16(world.rank() == 0 ? 256.0F : 0.5F));
+  std::vector<BFloat16> piece(10);
+  world.reduce_scatter(Tensor(pieces.data(), DType::bf16, {n * 10}), Tensor(piece.data(), DType::bf16, {10}));
+  for (const BFloat16 v : piece) ASSERT_EQ(to_float(v), expected);
+}
+
 void maximum_keeps_nan(Communicator& world) {
   for (int bad = 0; bad < world.size(); ++bad) {
     std::vector<float> x{1.0F, world.rank() == bad ? std::numeric_limits<float>::quiet_NaN() : 2.0F};
@@ -311,6 +325,7 @@ void checks_find_unlike_collectives(Communicator& world) {
 
 constexpr CommunicatorCase kCases[] = {
     {"all_reduce", all_reduce},
+    {"bf16_is_summed_in_f32", bf16_is_summed_in_f32},
     {"maximum_keeps_nan", maximum_keeps_nan},
     {"reduce_scatter", reduce_scatter},
     {"all_gather", all_gather},
