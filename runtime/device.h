@@ -25,6 +25,8 @@ class DeviceQueue {
   // Queued; host memory that is not pinned makes the call wait.
   virtual void copy(const void* from, void* to, int64_t bytes) = 0;
   virtual void zero(void* memory, int64_t bytes) = 0;
+  // Work queued here from now on waits for all that is queued on `other` by now; the host does not.
+  virtual void wait_for(const DeviceQueue& other) = 0;
   // Waits for all that was queued; throws DeviceError where some of it failed.
   virtual void synchronize() = 0;
   // The backend's own handle (a cudaStream_t).
@@ -45,6 +47,8 @@ class DeviceRuntime {
   // Host memory that devices copy from and to without the host's help; zero-filled.
   virtual void* allocate_pinned(int64_t bytes) = 0;
   virtual void release_pinned(void* memory) noexcept = 0;
+  // True where `memory` lies in an allocation of a device, not in the host's memory, pinned or not.
+  virtual bool owns(const void* memory) = 0;
   virtual std::unique_ptr<DeviceQueue> make_queue(int index) = 0;
 };
 

@@ -1,10 +1,26 @@
 #include "runtime/cuda/device.h"
 
+#include <cstdlib>
 #include <utility>
 
 #include "runtime/error.h"
 
 namespace transxssm::cuda {
+namespace {
+
+// The failures that mean "no device here" rather than a defect.
+bool no_driver(cudaError_t status) {
+  return status == cudaErrorInsufficientDriver || status == cudaErrorStubLibrary;
+}
+
+int count_devices(cudaError_t& status) {
+  int count = 0;
+  status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) cudaGetLastError();
+  return status == cudaSuccess ? count : 0;
+}
+
+}  // namespace
 
 void check(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) return;
@@ -13,32 +29,51 @@ void check(cudaError_t status, const char* call, const char* file, int line) {
                     cudaGetErrorName(status));
 }
 
-std::vector<DeviceProperties> device_properties() {
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver) {
-    cudaGetLastError();
-    return {};
-  }
-  check(status, "cudaGetDeviceCount", __FILE__, __LINE__);
-  std::vector<DeviceProperties> devices;
-  for (int index = 0; index < count; ++index) {
-    cudaDeviceProp found;
-    TRANSXSSM_CUDA_CHECK(cudaGetDeviceProperties(&found, index));
-    devices.push_back({index, found.name, found.major, found.minor, found.multiProcessorCount,
-                       static_cast<int64_t>(found.totalGlobalMem),
-                       static_cast<int64_t>(found.sharedMemPerBlockOptin), int64_t{found.l2CacheSize}});
-  }
-  return devices;
+int num_devices() {
+  cudaError_t status = cudaSuccess;
+  const int count = count_devices(status);
+  if (!no_driver(status) && status != cudaErrorNoDevice)
+    check(status, "cudaGetDeviceCount", __FILE__, __LINE__);
+  return count;
+}
+
+DeviceProperties device_properties(int index) {
+  cudaError_t status = cudaSuccess;
+  const int count = count_devices(status);
+  if (no_driver(status))
+    throw DeviceError(
+        "device cuda:{}: no NVIDIA driver for CUDA {}.{} is at work on this machine; install or update the "
+        "driver (nvidia-smi shows it), or choose the device cpu",
+        index, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+  if (status != cudaErrorNoDevice) check(status, "cudaGetDeviceCount", __FILE__, __LINE__);
+  if (count == 0)
+    throw DeviceError(
+        "device cuda:{}: the driver shows this process no GPU; look at CUDA_VISIBLE_DEVICES and nvidia-smi, "
+        "or choose the device cpu",
+        index);
+  if (index < 0 || index >= count)
+    throw DeviceError("device cuda:{}: this machine shows {} GPU{}, cuda:0{}; choose one of them", index,
+                      count, count > 1 ? "s" : "", count > 1 ? fmt::format(" to cuda:{}", count - 1) : "");
+  cudaDeviceProp found;
+  TRANSXSSM_CUDA_CHECK(cudaGetDeviceProperties(&found, index));
+  if (found.major < 8)
+    throw DeviceError(
+        "device cuda:{}: {} has compute capability {}.{}, but the kernels need 8.0 (A100) or newer; choose "
+        "another GPU or the device cpu",
+        index, found.name, found.major, found.minor);
+  return {index,
+          found.name,
+          std::string(found.uuid.bytes, sizeof found.uuid.bytes),
+          found.major,
+          found.minor,
+          found.multiProcessorCount,
+          static_cast<int64_t>(found.totalGlobalMem),
+          static_cast<int64_t>(found.sharedMemPerBlockOptin),
+          int64_t{found.l2CacheSize}};
 }
 
 void use_device(int index) {
-  int major = 0;
-  TRANSXSSM_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
-  if (major < 8) {
-    throw DeviceError("GPU {} has compute capability {}.x; the kernels need 8.0 (A100) or newer", index,
-                      major);
-  }
+  device_properties(index);
   TRANSXSSM_CUDA_CHECK(cudaSetDevice(index));
 }
 
@@ -80,12 +115,22 @@ EventHandle& EventHandle::operator=(EventHandle&& other) noexcept {
   return *this;
 }
 
-void EventHandle::record(const StreamHandle& stream) {
-  TRANSXSSM_CUDA_CHECK(cudaEventRecord(event_, stream.get()));
+void EventHandle::record(cudaStream_t stream) {
+  TRANSXSSM_CUDA_CHECK(cudaEventRecord(event_, stream));
 }
 
-void EventHandle::block(const StreamHandle& stream) const {
-  TRANSXSSM_CUDA_CHECK(cudaStreamWaitEvent(stream.get(), event_));
+void EventHandle::block(cudaStream_t stream) const {
+  TRANSXSSM_CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0));
+}
+
+bool EventHandle::reached() const {
+  const cudaError_t status = cudaEventQuery(event_);
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check(status, "cudaEventQuery", __FILE__, __LINE__);
+  return true;
 }
 
 float EventHandle::milliseconds_since(const EventHandle& start) const {

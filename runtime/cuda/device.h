@@ -16,6 +16,7 @@ void check(cudaError_t status, const char* call, const char* file, int line);
 struct DeviceProperties {
   int index = 0;
   std::string name;
+  std::string uuid;                          // 16 bytes, the same in every process that sees this GPU
   int compute_major = 0, compute_minor = 0;  // sm_80: 8, 0
   int multiprocessors = 0;
   int64_t memory_bytes = 0;
@@ -23,12 +24,14 @@ struct DeviceProperties {
   int64_t l2_bytes = 0;
 };
 
-// Devices this process may use, in order; empty where there is no driver or no device. Throws DeviceError for
-// any other failure.
-std::vector<DeviceProperties> device_properties();
+// Number of devices this process may use; 0 where there is no driver or no device. DeviceError for any other
+// failure.
+int num_devices();
+// DeviceError that says what to change where there is no such device, no driver, or a device older than the
+// kernels, which are compiled for compute capability 8.0 and 9.0.
+DeviceProperties device_properties(int index);
 
-// Makes a device current for this thread. Throws DeviceError where a device is older than the kernels, which
-// are compiled for compute capability 8.0 and 9.0.
+// Makes a device current for this thread. DeviceError as device_properties.
 void use_device(int index);
 
 // A queue of work that does not wait for the default stream. Movable; waits for its work when destroyed.
@@ -53,9 +56,11 @@ class EventHandle {
   EventHandle(EventHandle&& other) noexcept;
   EventHandle& operator=(EventHandle&& other) noexcept;
   cudaEvent_t get() const { return event_; }
-  void record(const StreamHandle& stream);
+  void record(cudaStream_t stream);
   // Work queued on `stream` from now on waits for the recorded point; the host does not.
-  void block(const StreamHandle& stream) const;
+  void block(cudaStream_t stream) const;
+  // True once the recorded point is reached. DeviceError where the work before it failed.
+  bool reached() const;
   // Both recorded and made with timing; waits for both.
   float milliseconds_since(const EventHandle& start) const;
 
