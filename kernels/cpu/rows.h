@@ -37,12 +37,40 @@ inline void expect_or_empty(const Tensor& tensor, const char* name, DType dtype,
   if (tensor) expect(tensor, name, dtype, shape);
 }
 
+// What an operation on elements of type T computes in.
+template <class T>
+struct ArithmeticOf {
+  using type = T;
+};
+template <>
+struct ArithmeticOf<BFloat16> {
+  using type = float;
+};
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+inline DType arithmetic_dtype(DType dtype) {
+  return dtype == DType::bf16 ? DType::f32 : dtype;
+}
+
 // An internal error unless the CPU computes in this dtype.
 inline void expect_float(const Tensor& tensor, const char* name) {
   TRANSXSSM_CHECK(tensor.dtype() == DType::f32 || tensor.dtype() == DType::f64,
-                  "{} is {}: the CPU computes in "
-                  "f32 and f64",
-                  name, dtype_name(tensor.dtype()));
+                  "{} is {}: the CPU computes in f32 and f64", name, dtype_name(tensor.dtype()));
+}
+// The same for activations, which may be stored in bf16.
+inline void expect_activation(const Tensor& tensor, const char* name) {
+  if (tensor.dtype() != DType::bf16) expect_float(tensor, name);
+}
+
+// Calls fn(T{}) with the type of an activation's dtype.
+template <class Fn>
+void with_type(DType dtype, Fn&& fn) {
+  if (dtype == DType::f32)
+    fn(float{});
+  else if (dtype == DType::bf16)
+    fn(BFloat16{});
+  else
+    fn(double{});
 }
 
 // Fewest rows worth a thread of their own.

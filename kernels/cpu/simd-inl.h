@@ -11,10 +11,42 @@
 
 #include <cstdint>
 
+#include "runtime/dtype.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace transxssm::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
+
+// A vector of `d` from memory; bf16 is widened.
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const hn::TFromD<D>* x) {
+  return hn::LoadU(d, x);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const BFloat16* x) {
+  const hn::Rebind<uint32_t, D> d32;
+  const auto bits = hn::LoadU(hn::Rebind<uint16_t, D>(), reinterpret_cast<const uint16_t*>(x));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+}
+
+// A vector to memory, rounded to bf16 as to_bfloat16 does. Highway's conversion cuts off, and the CPU's
+// instruction takes subnormal numbers for zero.
+template <class D>
+HWY_INLINE void store(hn::Vec<D> v, D d, hn::TFromD<D>* x) {
+  hn::StoreU(v, d, x);
+}
+template <class D>
+HWY_INLINE void store(hn::Vec<D> v, D, BFloat16* x) {
+  const hn::Rebind<uint32_t, D> d32;
+  const hn::Rebind<uint16_t, D> d16;
+  const auto bits = hn::BitCast(d32, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+  const auto nearest = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fff)));
+  const auto nan = hn::Or(bits, hn::Set(d32, 0x400000));
+  const auto rounded = hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), nan, nearest);
+  hn::StoreU(hn::TruncateTo(d16, hn::ShiftRight<16>(rounded)), d16, reinterpret_cast<uint16_t*>(x));
+}
 
 // Calls fn(d, i) for the elements i, i + 1, .., i + Lanes(d) - 1 of [0, count): full vectors, then single
 // lanes.
@@ -47,18 +79,21 @@ HWY_INLINE T sum_lanes(int64_t count, Fn&& term) {
 }
 
 // Largest element of x[0, count) and `floor`; NaNs are passed over.
-template <class T>
-HWY_INLINE T max_lanes(const T* x, int64_t count, T floor) {
-  const hn::ScalableTag<T> d;
+template <class T, class A>
+HWY_INLINE A max_lanes(const T* x, int64_t count, A floor) {
+  const hn::ScalableTag<A> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   auto max0 = hn::Set(d, floor), max1 = max0;
   int64_t i = 0;
   for (; i + 2 * lanes <= count; i += 2 * lanes) {
-    max0 = hn::Max(hn::LoadU(d, x + i), max0);
-    max1 = hn::Max(hn::LoadU(d, x + i + lanes), max1);
+    max0 = hn::Max(load(d, x + i), max0);
+    max1 = hn::Max(load(d, x + i + lanes), max1);
   }
-  T max = hn::GetLane(hn::MaxOfLanes(d, hn::Max(max0, max1)));
-  for (; i < count; ++i) max = x[i] > max ? x[i] : max;
+  A max = hn::GetLane(hn::MaxOfLanes(d, hn::Max(max0, max1)));
+  for (; i < count; ++i) {
+    const A v = hn::GetLane(load(hn::CappedTag<A, 1>(), x + i));
+    max = v > max ? v : max;
+  }
   return max;
 }
 

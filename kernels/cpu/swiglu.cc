@@ -20,9 +20,9 @@ void forward(const SwigluForward& args, int64_t begin, int64_t end) {
     const T* gate = gates[t];
     const T* up = ups[t];
     T* y = ys[t];
-    for_lanes<T>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
-      const auto g = hn::LoadU(d, gate + i);
-      hn::StoreU(hn::Mul(hn::Mul(g, sigmoid(d, g)), hn::LoadU(d, up + i)), d, y + i);
+    for_lanes<Arithmetic<T>>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
+      const auto g = load(d, gate + i);
+      store(hn::Mul(hn::Mul(g, sigmoid(d, g)), load(d, up + i)), d, y + i);
     });
   }
 }
@@ -35,21 +35,21 @@ void backward(const SwigluBackward& args, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const T *gate = gates[t], *up = ups[t], *dy = dys[t];
     T *d_gate = d_gates[t], *d_up = d_ups[t], *y = recompute ? ys[t] : nullptr;
-    for_lanes<T>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
-      const auto g = hn::LoadU(d, gate + i), u = hn::LoadU(d, up + i), grad = hn::LoadU(d, dy + i);
+    for_lanes<Arithmetic<T>>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
+      const auto g = load(d, gate + i), u = load(d, up + i), grad = load(d, dy + i);
       const auto s = sigmoid(d, g), silu = hn::Mul(g, s);
-      hn::StoreU(hn::Mul(hn::Mul(grad, u), silu_slope(d, g, s)), d, d_gate + i);
-      hn::StoreU(hn::Mul(grad, silu), d, d_up + i);
-      if (recompute) hn::StoreU(hn::Mul(silu, u), d, y + i);
+      store(hn::Mul(hn::Mul(grad, u), silu_slope(d, g, s)), d, d_gate + i);
+      store(hn::Mul(grad, silu), d, d_up + i);
+      if (recompute) store(hn::Mul(silu, u), d, y + i);
     });
   }
 }
 
 void forward_rows(const SwigluForward& args, int64_t begin, int64_t end) {
-  args.gate.dtype() == DType::f32 ? forward<float>(args, begin, end) : forward<double>(args, begin, end);
+  with_type(args.gate.dtype(), [&](auto type) { forward<decltype(type)>(args, begin, end); });
 }
 void backward_rows(const SwigluBackward& args, int64_t begin, int64_t end) {
-  args.gate.dtype() == DType::f32 ? backward<float>(args, begin, end) : backward<double>(args, begin, end);
+  with_type(args.gate.dtype(), [&](auto type) { backward<decltype(type)>(args, begin, end); });
 }
 
 }  // namespace transxssm::cpu::HWY_NAMESPACE
@@ -62,7 +62,7 @@ HWY_EXPORT(forward_rows);
 HWY_EXPORT(backward_rows);
 
 void run(Stream& stream, const SwigluForward& args) {
-  expect_float(args.gate, "SwigluForward.gate");
+  expect_activation(args.gate, "SwigluForward.gate");
   const DType dtype = args.gate.dtype();
   const Shape shape{args.gate.size(0), args.gate.size(1)};
   expect(args.gate, "SwigluForward.gate", dtype, shape);
@@ -74,7 +74,7 @@ void run(Stream& stream, const SwigluForward& args) {
 }
 
 void run(Stream& stream, const SwigluBackward& args) {
-  expect_float(args.gate, "SwigluBackward.gate");
+  expect_activation(args.gate, "SwigluBackward.gate");
   const DType dtype = args.gate.dtype();
   const Shape shape{args.gate.size(0), args.gate.size(1)};
   expect(args.gate, "SwigluBackward.gate", dtype, shape);

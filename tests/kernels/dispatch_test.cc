@@ -18,8 +18,9 @@ TEST(Dispatch, NamesTheTensorThatIsWrong) {
               std::string::npos)
         << error.what();
   }
-  const OwnedTensor half(DType::bf16, {2, 8});
-  EXPECT_THROW(run(stream, SwigluForward{half, half, half}), InternalError);
+  const OwnedTensor half = zeros<BFloat16>({2, 8}), integers = zeros<int32_t>({2, 8});
+  EXPECT_THROW(run(stream, SwigluForward{integers, integers, integers}), InternalError);
+  EXPECT_THROW(run(stream, SwigluForward{gate, half, gate}), InternalError) << "of another type";
   EXPECT_THROW(sum_of_squares(stream, half), InternalError);
   EXPECT_THROW(run(stream, SwigluForward{gate, gate, Tensor()}), InternalError);
 }

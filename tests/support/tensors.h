@@ -6,16 +6,18 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "runtime/arena.h"
 #include "runtime/rng.h"
 #include "runtime/tensor.h"
+#include "tests/support/device.h"
 
 namespace transxssm {
 
-// Element `index` (row-major, whatever the strides) of any dtype but bf16, as a double.
+// Element `index` (row-major, whatever the strides) of any dtype, as a double.
 inline int64_t element_offset(const Tensor& tensor, int64_t index) {
   int64_t offset = 0;
   for (int dim = tensor.rank() - 1; dim >= 0; --dim) {
@@ -39,7 +41,7 @@ inline double get(const Tensor& tensor, int64_t index) {
     case DType::u8:
       return tensor.data<uint8_t>()[i];
     case DType::bf16:
-      break;
+      return static_cast<double>(to_float(tensor.data<BFloat16>()[i]));
   }
   throw InternalError("get of {}", dtype_name(tensor.dtype()));
 }
@@ -63,14 +65,16 @@ inline void set(const Tensor& tensor, int64_t index, double value) {
       tensor.data<uint8_t>()[i] = static_cast<uint8_t>(value);
       return;
     case DType::bf16:
-      break;
+      tensor.data<BFloat16>()[i] = to_bfloat16(static_cast<float>(value));
+      return;
   }
   throw InternalError("set of {}", dtype_name(tensor.dtype()));
 }
 
 // A tensor with memory of its own; use it wherever a Tensor is asked for. With `padding`, rows of the last
-// dim lie that many elements apart: a strided view. The gaps hold NaN (0xff bytes): a kernel that reads them
-// spoils its result, one that writes them fails padding_intact().
+// dim lie that many elements apart, rounded up to what the test's device asks for: a strided view. The gaps
+// hold NaN (0xff bytes): a kernel that reads them spoils its result, one that writes them fails
+// padding_intact().
 class OwnedTensor {
  public:
   OwnedTensor() = default;
@@ -78,11 +82,15 @@ class OwnedTensor {
     const int last = shape.rank() - 1;
     const int64_t width = last >= 0 ? shape[last] : 1;
     if (last >= 0) shape[last] += padding;
+    if (last >= 1) {
+      const int64_t multiple = std::max<int64_t>(1, test_device().row_bytes / dtype_bytes(dtype));
+      shape[last] = (shape[last] + multiple - 1) / multiple * multiple;
+    }
     bytes_ = shape.num_elements() * dtype_bytes(dtype);
     arena_ = Arena(std::max(bytes_, kAlignment));
     whole_ = arena_.carver().take(dtype, shape);
     view_ = last >= 0 ? whole_.slice(last, 0, width) : whole_;
-    if (padding > 0) {
+    if (last >= 0 && shape[last] != width) {
       std::memset(whole_.raw(), 0xff, static_cast<size_t>(bytes_));
       for (int64_t i = 0; i < view_.num_elements(); ++i) set(view_, i, 0);
     }
@@ -119,7 +127,7 @@ OwnedTensor filled(const Shape& shape, double value, int64_t padding = 0) {
   return result;
 }
 
-// Normal numbers of mean `mean`, standard deviation `scale`: the same for float and double but for rounding.
+// Normal numbers of mean `mean`, standard deviation `scale`: the same for all types but for rounding.
 template <class T>
 OwnedTensor random_normal(const Shape& shape, uint64_t seed, double scale = 1, double mean = 0,
                           int64_t padding = 0) {
@@ -149,6 +157,14 @@ inline OwnedTensor clone(const Tensor& from, int64_t padding = 0) {
   return result;
 }
 
+// The same values as elements of type T.
+template <class T>
+OwnedTensor converted(const Tensor& from, int64_t padding = 0) {
+  OwnedTensor result(DTypeOf<T>::value, from.shape(), padding);
+  for (int64_t i = 0; i < from.num_elements(); ++i) set(result, i, get(from, i));
+  return result;
+}
+
 inline std::vector<double> values(const Tensor& tensor) {
   std::vector<double> result(static_cast<size_t>(tensor.num_elements()));
   for (size_t i = 0; i < result.size(); ++i) result[i] = get(tensor, static_cast<int64_t>(i));
@@ -175,6 +191,18 @@ inline double relative_error(const Tensor& got, const std::vector<double>& expec
 inline double relative_error(const Tensor& got, const Tensor& expected) {
   return relative_error(values(got), values(expected));
 }
+
+// Bound of relative_error for results computed in f32 or f64 and stored as T. A bf16 has 8 significant bits:
+// rounding to nearest moves a number by at most 2^-8 of itself, and so of the largest; 1% more for what the
+// error in f32 takes to the other side of a tie.
+template <class T>
+constexpr double tolerance(double f32, double f64) {
+  return sizeof(T) == 8 ? f64 : sizeof(T) == 4 ? f32 : 1.01 / 256 + f32;
+}
+
+// The type of weights and statistics beside activations of type T.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 
 // The same shape, dtype and bits.
 inline bool same_bits(const Tensor& a, const Tensor& b) {
