@@ -14,6 +14,8 @@
 
 namespace transxssm {
 
+class Stream;
+
 enum class TensorKind : uint8_t { master, exp_avg, exp_avg_sq, buffer };
 
 // "master", "exp_avg", ...
@@ -30,6 +32,7 @@ struct CheckpointTensor {
   bool owner = true;  // exactly one rank owns an element: it saves it. Copies are loaded, never saved
   std::string
       tied_to;  // not empty: not stored; on load this box is read from the tensor of that name and kind
+  Stream* stream = nullptr;  // of the device that `data` lies on; null: host memory
 };
 
 struct SavedMesh {

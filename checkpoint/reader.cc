@@ -6,6 +6,7 @@
 #include "checkpoint/catalog.h"
 #include "checkpoint/index.h"
 #include "checkpoint/plan.h"
+#include "runtime/stream.h"
 
 namespace transxssm {
 namespace {
@@ -105,15 +106,31 @@ class BoxReader {
     const std::vector<Index::Source>& sources = index_.sources[tensor];
     std::vector<Box> boxes;
     for (const Index::Source& source : sources) boxes.push_back(index_.stored(source).box);
-    staged_.resize(static_cast<size_t>(target.data.num_bytes()));
+    stage(target);
     for (const BoxCopy& copy : plan_copies({target.offset, target.extent}, boxes)) {
       copy_runs(sources[copy.source], copy.runs, dtype_bytes(target.data.dtype()));
     }
     // All of it passed: only now the model's memory is touched.
-    std::memcpy(target.data.raw(), staged_.data(), staged_.size());
+    if (target.stream == nullptr) {
+      std::memcpy(target.data.raw(), staged_, static_cast<size_t>(target.data.num_bytes()));
+    } else {
+      transfer(*target.stream, Tensor(staged_, target.data.dtype(), target.data.shape()), target.data);
+      target.stream->synchronize();  // the next target takes the same memory
+    }
   }
 
  private:
+  // Memory for all bytes of a target: pinned, where they go to a device.
+  void stage(const CheckpointTensor& target) {
+    const Device device = target.stream == nullptr ? Device{} : target.stream->device();
+    if (arena_.bytes() < target.data.num_bytes() || device != device_) {
+      arena_ = {};
+      arena_ = Arena(target.data.num_bytes(), device, MemoryKind::pinned);
+      device_ = device;
+    }
+    staged_ = static_cast<std::byte*>(arena_.carver().take(DType::u8, {arena_.bytes()}).raw());
+  }
+
   const DataFile& open(int shard) {
     const auto found = open_.find(shard);
     if (found != open_.end()) return found->second;
@@ -137,7 +154,7 @@ class BoxReader {
         }
         const int64_t inside = from - current * chunk_bytes;
         const int64_t count = std::min(left, static_cast<int64_t>(chunk.size()) - inside);
-        std::memcpy(staged_.data() + to, chunk.data() + inside, static_cast<size_t>(count));
+        std::memcpy(staged_ + to, chunk.data() + inside, static_cast<size_t>(count));
         from += count;
         to += count;
         left -= count;
@@ -149,7 +166,9 @@ class BoxReader {
   const Index& index_;
   std::map<int, DataFile> open_;
   std::vector<std::byte> buffer_;
-  std::vector<std::byte> staged_;
+  Arena arena_;
+  Device device_;
+  std::byte* staged_ = nullptr;
 };
 
 }  // namespace

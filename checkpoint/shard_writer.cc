@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "checkpoint/chunk_source.h"
 #include "checkpoint/layout.h"
 #include "checkpoint/safetensors.h"
 #include "runtime/crc32c.h"
@@ -52,6 +53,7 @@ Written write_shard(FileSystem& files, const std::string& directory, int shard,
 
   const auto file = files.create(directory + "/" + written.data.path);
   file->write(std::as_bytes(std::span(header)));
+  ChunkSource source(kChunkBytes);
   for (size_t i = 0; i < order.size(); ++i) {
     const CheckpointTensor& tensor = *order[i].tensor;
     StoredBox& box = table.boxes.emplace_back();
@@ -61,10 +63,8 @@ Written write_shard(FileSystem& files, const std::string& directory, int shard,
            table.header_bytes + entries[i].begin,
            table.header_bytes + entries[i].end,
            {}};
-    const auto* data = static_cast<const std::byte*>(tensor.data.raw());
-    for (int64_t at = 0; at < tensor.data.num_bytes(); at += kChunkBytes) {
-      const int64_t size = std::min(kChunkBytes, tensor.data.num_bytes() - at);
-      const std::span<const std::byte> chunk(data + at, static_cast<size_t>(size));
+    source.open(tensor);
+    for (auto chunk = source.next(); !chunk.empty(); chunk = source.next()) {
       box.chunk_crcs.push_back(crc32c(chunk));
       written.data.crc = crc32c_combine(written.data.crc, box.chunk_crcs.back(), chunk.size());
       file->write(chunk);
