@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "parallel/combine.h"
+#include "parallel/device_transport.h"
 
 namespace transxssm {
 namespace {
@@ -77,6 +78,18 @@ bool Request::test() {
   return transfer_ == nullptr;
 }
 
+Communicator::Communicator() : settings_(std::make_shared<Settings>()) {}
+
+Communicator::~Communicator() = default;
+
+void Communicator::use_device(std::unique_ptr<DeviceTransport> transport) {
+  device_ = std::move(transport);
+}
+
+bool Communicator::on_device(const Tensor& tensor) const {
+  return device_ != nullptr && tensor.num_bytes() > 0 && device_runtime().owns(tensor.raw());
+}
+
 std::string Communicator::where(const char* operation, int64_t sequence) const {
   return fmt::format("Rank {} in {} #{} of '{}'", world_rank(rank()), operation, sequence, name_);
 }
@@ -85,7 +98,7 @@ void Communicator::wait_for(std::span<Pending> pending, const char* operation, i
   size_t first = 0;  // all before are complete
   const auto poll = [&] {
     for (size_t i = first; i < pending.size(); ++i) {
-      if (pending[i].transfer != nullptr && pending[i].transfer->test()) {
+      if (pending[i].transfer != nullptr && pending[i].transfer->join()) {
         std::exchange(pending[i].transfer, nullptr)->release();
       }
       if (i == first && pending[i].transfer == nullptr) ++first;
@@ -135,7 +148,9 @@ Request Communicator::send(const Tensor& tensor, int destination) {
   TRANSXSSM_CHECK(destination >= 0 && destination < size() && destination != rank(), "send to {} of {}",
                   destination, size());
   count_sent(tensor.num_bytes());
-  Transfer* transfer = start_send(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), destination);
+  Transfer* transfer =
+      on_device(tensor) ? device_->start_send(tensor, destination)
+                        : start_send(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), destination);
   return Request(*this, transfer, true, destination, num_sends_++);
 }
 
@@ -143,7 +158,9 @@ Request Communicator::receive(const Tensor& tensor, int source) {
   TRANSXSSM_CHECK(tensor.is_contiguous(), "receive on '{}'", name_);
   TRANSXSSM_CHECK(source >= 0 && source < size() && source != rank(), "receive from {} of {}", source,
                   size());
-  Transfer* transfer = start_receive(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), source);
+  Transfer* transfer = on_device(tensor)
+                           ? device_->start_receive(tensor, source)
+                           : start_receive(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), source);
   return Request(*this, transfer, false, source, num_receives_++);
 }
 
@@ -172,6 +189,7 @@ void Communicator::finish_posted() {
 void Communicator::begin_collective(const char* operation, int64_t bytes, int64_t detail) {
   operation_ = operation;
   ++num_collectives_;
+  if (device_ != nullptr) device_->check();
   if (settings_->check_collectives) check_same_collective(bytes, detail);
 }
 
@@ -247,6 +265,7 @@ void Communicator::reduce_pieces(const T* input, int64_t num_elements, T* output
 void Communicator::all_reduce(const Tensor& x, ReduceOp op) {
   TRANSXSSM_CHECK(x.is_contiguous(), "all_reduce on '{}'", name_);
   if (size() == 1) return;
+  if (on_device(x)) return device_->all_reduce(x, op);
   begin_collective("all_reduce", x.num_bytes(), static_cast<int64_t>(op));
   if (x.num_elements() == 0) return;
   with_elements(x, "all_reduce", [&](auto* data) {
@@ -260,6 +279,7 @@ void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, Red
                   "reduce_scatter of {} into {} elements on {} ranks", input.num_elements(),
                   output.num_elements(), size());
   if (input.num_elements() == 0 && size() == 1) return;
+  if (on_device(input)) return device_->reduce_scatter(input, output, op);
   if (size() == 1) {
     if (input.raw() != output.raw())
       std::memcpy(output.raw(), input.raw(), static_cast<size_t>(input.num_bytes()));
@@ -277,6 +297,7 @@ void Communicator::all_gather(const Tensor& input, const Tensor& output) {
   TRANSXSSM_CHECK(input.dtype() == output.dtype() && output.num_elements() == input.num_elements() * size(),
                   "all_gather of {} into {} elements on {} ranks", input.num_elements(),
                   output.num_elements(), size());
+  if (on_device(input)) return device_->all_gather(input, output);
   const int64_t bytes = input.num_bytes();
   std::byte* const out = static_cast<std::byte*>(output.raw());
   if (size() > 1) begin_collective("all_gather", bytes, 0);
@@ -296,6 +317,7 @@ void Communicator::all_gather(const Tensor& input, const Tensor& output) {
 void Communicator::broadcast(const Tensor& x, int root) {
   TRANSXSSM_CHECK(x.is_contiguous() && root >= 0 && root < size(), "broadcast from {} on '{}'", root, name_);
   if (size() == 1) return;
+  if (on_device(x)) return device_->broadcast(x, root);
   begin_collective("broadcast", x.num_bytes(), root);
   if (x.num_bytes() == 0) return;
   if (rank() == root) {
@@ -337,6 +359,7 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   if (group == nullptr) return nullptr;
   group->settings_ = settings_;
   for (int member : members) group->world_ranks_.push_back(all[static_cast<size_t>(member) * 3 + 2]);
+  if (device_ != nullptr) group->device_ = device_->make_group(*group);
   return group;
 }
 

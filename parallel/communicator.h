@@ -4,6 +4,9 @@
 //
 // A communicator belongs to the thread of its rank. Every wait has a time limit, after which it throws
 // CommunicationError naming the communicator, the operation, its number and the ranks waited for.
+//
+// Tensors may lie in a device's memory where a transport for them is attached (device_transport.h): then a
+// call is ordered on the rank's stream as an operation is, and may return before it is done.
 #pragma once
 
 #include <chrono>
@@ -19,6 +22,7 @@ namespace transxssm {
 enum class ReduceOp { sum, max };
 
 class Communicator;
+class DeviceTransport;
 
 // What a rank waits for, as a progress observer sees it. The pointers live as long as the communicator.
 struct WaitStatus {
@@ -40,6 +44,9 @@ class Transfer {
   virtual ~Transfer() = default;
   // True once complete, and from then on. Throws CommunicationError where the transport failed.
   virtual bool test() = 0;
+  // True once work that the rank's stream is given from now on finds the message there or gone; may make the
+  // stream wait, never the host.
+  virtual bool join() { return test(); }
   // Gives the transfer back to its communicator; one that is not complete is cancelled.
   virtual void release() = 0;
 };
@@ -81,7 +88,7 @@ struct Traffic {
 
 class Communicator {
  public:
-  virtual ~Communicator() = default;
+  virtual ~Communicator();
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
 
@@ -122,15 +129,18 @@ class Communicator {
 
   // For this communicator, those it was split from and those split from any of them. Default 300 s.
   void set_timeout(std::chrono::nanoseconds limit) { settings_->timeout = limit; }
+  std::chrono::nanoseconds timeout() const { return settings_->timeout; }
   // Before each collective all ranks compare what they are about to do, and say who differs. Slow: for
   // debugging. All ranks must agree on it.
   void set_collective_checks(bool on) { settings_->check_collectives = on; }
+  // For tensors in a device's memory, here and in the groups split from here on. Collective.
+  void use_device(std::unique_ptr<DeviceTransport> transport);
 
  protected:
   // Messages on different channels never match.
   enum class Channel { point_to_point = 0, collective = 1 };
 
-  Communicator() : settings_(std::make_shared<Settings>()) {}
+  Communicator();
 
   // Start one message of `bytes` to or from another rank. Messages of one pair of ranks, direction and
   // channel arrive in the order sent.
@@ -144,6 +154,7 @@ class Communicator {
 
  private:
   friend class Request;
+  friend class DeviceTransport;
   struct Settings {
     std::chrono::nanoseconds timeout = std::chrono::seconds(300);
     bool check_collectives = false;
@@ -153,6 +164,7 @@ class Communicator {
     int peer;
   };
 
+  bool on_device(const Tensor& tensor) const;
   void count_sent(int64_t bytes);
   void wait_for(std::span<Pending> pending, const char* operation, int64_t sequence);
   void begin_collective(const char* operation, int64_t bytes, int64_t detail);
@@ -177,6 +189,7 @@ class Communicator {
   const char* operation_ = "";     // of the collective under way
   std::vector<Pending> posted_;    // its messages
   std::vector<std::byte> chunks_;  // incoming partial sums, one chunk a rank
+  std::unique_ptr<DeviceTransport> device_;
 };
 
 }  // namespace transxssm

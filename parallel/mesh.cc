@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "parallel/local.h"
-
 namespace transxssm {
 namespace {
 
@@ -87,14 +85,13 @@ Mesh::Mesh(Communicator& world, const MeshShape& shape) : world_(world), shape_(
 
   for (int n = 1; n <= shape.tp; ++n) {
     if (shape.tp % n != 0) continue;
-    std::unique_ptr<Communicator> share = n == 1 ? single_rank() : tp_->split(at.tp / n, at.tp);
+    std::unique_ptr<Communicator> share = tp_->split(at.tp / n, at.tp);
     share->set_name(fmt::format("tp share {}", n));
     tp_shares_.emplace(n, std::move(share));
   }
 
   const bool outer_stage = is_first_stage() || is_last_stage();
-  if (shape.pp > 1) embedding_pair_ = pp_->split(outer_stage ? 0 : -1, at.pp);
-  if (embedding_pair_ == nullptr) embedding_pair_ = single_rank();
+  embedding_pair_ = pp_->split(outer_stage ? 0 : at.pp, at.pp);  // a middle stage's is its own
   embedding_pair_->set_name("embedding");
 
   for (int stage = 0; stage + 1 < shape.pp; ++stage) {
