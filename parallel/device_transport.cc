@@ -8,11 +8,11 @@ MakeDeviceTransport registered = nullptr;
 // A tensor's place in host memory that devices copy without the host's help; grows, and is used again.
 class PinnedBuffer {
  public:
-  // Nothing that is queued may still use what it held before.
-  Tensor take(const Tensor& like, Device device) {
+  Tensor take(const Tensor& like, const Stream& stream) {
     if (arena_.bytes() < like.num_bytes()) {
+      stream.synchronize();  // what is queued may still use the old one
       arena_ = {};
-      arena_ = Arena(like.num_bytes(), device, MemoryKind::pinned);
+      arena_ = Arena(like.num_bytes(), stream.device(), MemoryKind::pinned);
     }
     return arena_.carver().take(like.dtype(), {like.num_elements()});
   }
@@ -39,14 +39,14 @@ class StagedTransport final : public DeviceTransport {
 
   void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op) override {
     const Tensor from = download(input);
-    const Tensor to = output_.take(output, stream_.device());
+    const Tensor to = output_.take(output, stream_);
     communicator_.reduce_scatter(from, to, op);
     transfer(stream_, to, output);
   }
 
   void all_gather(const Tensor& input, const Tensor& output) override {
     const Tensor from = download(input);
-    const Tensor to = output_.take(output, stream_.device());
+    const Tensor to = output_.take(output, stream_);
     communicator_.all_gather(from, to);
     transfer(stream_, to, output);
   }
@@ -59,7 +59,7 @@ class StagedTransport final : public DeviceTransport {
 
   Transfer* start_send(const Tensor& tensor, int destination) override {
     Message* message = take();
-    const Tensor staged = message->buffer.take(tensor, stream_.device());
+    const Tensor staged = message->buffer.take(tensor, stream_);
     transfer(stream_, tensor, staged);
     stream_.synchronize();
     message->start(start_host_send(staged, destination), {}, {});
@@ -68,7 +68,7 @@ class StagedTransport final : public DeviceTransport {
 
   Transfer* start_receive(const Tensor& tensor, int source) override {
     Message* message = take();
-    const Tensor staged = message->buffer.take(tensor, stream_.device());
+    const Tensor staged = message->buffer.take(tensor, stream_);
     message->start(start_host_receive(staged, source), staged, tensor);
     return message;
   }
@@ -118,8 +118,7 @@ class StagedTransport final : public DeviceTransport {
 
   // Waits for the stream, so that afterwards nothing queued uses either buffer.
   Tensor download(const Tensor& tensor) {
-    stream_.synchronize();
-    const Tensor staged = input_.take(tensor, stream_.device());
+    const Tensor staged = input_.take(tensor, stream_);
     transfer(stream_, tensor, staged);
     stream_.synchronize();
     return staged;

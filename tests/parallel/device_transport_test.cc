@@ -129,6 +129,34 @@ TEST(StagedTransport, IsOrderedOnTheStream) {
   });
 }
 
+// A message's buffer is free for the next one when the wait returns.
+TEST(StagedTransport, KeepsMessagesApart) {
+  LazyDevice device;
+  run_on_device(2, [](Communicator& world, Stream& stream) {
+    Arena memory(256, stream.device());
+    Carver carver = memory.carver();
+    const Tensor first = carver.take(DType::f32, {1}), second = carver.take(DType::f32, {1});
+    float values[2] = {5, 7};
+    const Tensor hosts[2] = {Tensor(&values[0], DType::f32, {1}), Tensor(&values[1], DType::f32, {1})};
+    if (world.rank() == 0) {
+      transfer(stream, hosts[0], first);
+      transfer(stream, hosts[1], second);
+      world.send(first, 1).wait();
+      world.send(second, 1).wait();
+    } else {
+      world.receive(first, 0).wait();
+      world.receive(second, 0).wait();
+      transfer(stream, first, hosts[0]);
+      transfer(stream, second, hosts[1]);
+      values[0] = values[1] = 0;
+      stream.synchronize();
+      EXPECT_EQ(values[0], 5);
+      EXPECT_EQ(values[1], 7);
+    }
+    world.barrier();
+  });
+}
+
 // The groups of a mesh serve device tensors as well, those of one rank among them.
 TEST(StagedTransport, ServesEveryGroupOfAMesh) {
   LazyDevice device;
