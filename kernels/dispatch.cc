@@ -108,9 +108,9 @@ void run(Stream& stream, const AdamW& args) {
   run_on_device(stream, args);
 }
 
-double sum_of_squares(Stream& stream, const Tensor& x) {
-  return stream.device().is_cpu() ? cpu::sum_of_squares(stream, x)
-                                  : device_operations(stream).sum_of_squares(stream, x);
+double sum_of_squares(Stream& stream, std::span<const Tensor> tensors) {
+  return stream.device().is_cpu() ? cpu::sum_of_squares(stream, tensors)
+                                  : device_operations(stream).sum_of_squares(stream, tensors);
 }
 
 int64_t count_not_finite(Stream& stream, const Tensor& x) {

@@ -48,7 +48,7 @@ class Operations {
   virtual void run(Stream& stream, const CrossEntropyLoss& args) = 0;
   virtual void run(Stream& stream, const CrossEntropyBackward& args) = 0;
   virtual void run(Stream& stream, const AdamW& args) = 0;
-  virtual double sum_of_squares(Stream& stream, const Tensor& x) = 0;
+  virtual double sum_of_squares(Stream& stream, std::span<const Tensor> tensors) = 0;
   virtual int64_t count_not_finite(Stream& stream, const Tensor& x) = 0;
 };
 

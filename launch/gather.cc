@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/copy.h"
 #include "parallel/local.h"
 
 namespace transxssm {
@@ -64,8 +65,8 @@ void LayerRecorder::keep(const std::string& name, int microbatch, const Tensor& 
   for (int64_t row = first; row < std::min(first + count, rows_); ++row) {
     std::vector<float>& values = kept_[name];
     values.resize(static_cast<size_t>(rows_ * tokens_ * width));
-    copy(x.slice(0, (row - first) * row_tokens, tokens_),
-         Tensor(values.data() + row * tokens_ * width, DType::f32, {tokens_, width}));
+    run(stream_, Copy{x.slice(0, (row - first) * row_tokens, tokens_),
+                      Tensor(values.data() + row * tokens_ * width, DType::f32, {tokens_, width})});
   }
 }
 

@@ -152,6 +152,7 @@ GoldenResult compute_golden(const GoldenFolder& golden, const std::vector<std::s
                             Communicator& world, Stream& stream) {
   Trainer trainer(make_config(golden, overrides, world.size()), world, stream);
   load_weights(golden.model, trainer.network());
+  trainer.network().parameters().refresh_operands(stream);
   std::optional<LayerRecorder> recorder;
   if (!golden.trajectory) recorder.emplace(trainer, stream, golden.rows, golden.tokens, true);
   GoldenResult result;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "runtime/cpu_features.h"
 #include "runtime/format.h"
 #include "parallel/local.h"
 #include "parallel/pipeline.h"
@@ -13,20 +14,24 @@ namespace {
 
 RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int tp_rank,
                        const PipelineBuffers& buffers) {
+  const Precision precision = precision_of(config);
   const auto alone = single_rank();  // only declares: nothing is sent
   const ModelConfig model = model_config(config);
   const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
-  const Network network(model, Shard::of(model, config.parallel().tp(), tp_rank), cut, *alone, tokens);
+  const Network network(model, Shard::of(model, config.parallel().tp(), tp_rank), cut, *alone, tokens,
+                        nullptr, precision);
   const ActivationBytes activations =
       TrainingWork::activation_bytes(network, rows, tokens, recompute_policy(config));
-  const int64_t weights = network.parameters().num_elements() * dtype_bytes(DType::f32);
+  const int64_t elements = network.parameters().num_elements();
+  const int64_t weights = elements * dtype_bytes(DType::f32);
+  const int64_t rounded = precision.activation == DType::f32 ? 0 : elements * dtype_bytes(DType::bf16);
   Carver batch;
   Batch::carve(batch, num_microbatches(config) * rows, tokens);
-  return {.weights = weights,
+  return {.weights = weights + rounded,
           .gradients = weights,
           .optimizer = 2 * weights,
           .activations = buffers.num_slots * activations.slot + activations.pending,
-          .buffers = buffers.bytes({rows, tokens, model.d_model}, DType::f32) + batch.used() +
+          .buffers = buffers.bytes({rows, tokens, model.d_model}, precision.residual) + batch.used() +
                      network.table_bytes()};
 }
 
@@ -46,6 +51,15 @@ Schedule pipeline_schedule(const TrainConfig& config) {
 
 Recompute recompute_policy(const TrainConfig& config) {
   return config.parallel().recompute() == "layer" ? Recompute::layer : Recompute::keep;
+}
+
+Precision precision_of(const TrainConfig& config, const Device& device) {
+  const auto& p = config.precision();
+  const bool auto_bf16 = !device.is_cpu() || cpu_has_bf16();
+  const bool bf16 = p.compute() == "bf16" || (p.compute() == "auto" && auto_bf16);
+  Precision precision = bf16 ? Precision::bf16() : Precision::f32();
+  if (p.residual() == "f32") precision.residual = DType::f32;
+  return precision;
 }
 
 Plan make_plan(const TrainConfig& config) {

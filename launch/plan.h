@@ -7,6 +7,7 @@
 
 #include "launch/config.h"
 #include "model/accounting.h"
+#include "model/precision.h"
 #include "model/training.h"
 #include "parallel/mesh.h"
 #include "parallel/schedule.h"
@@ -16,10 +17,12 @@ namespace transxssm {
 MeshShape mesh_shape(const TrainConfig& config);
 Schedule pipeline_schedule(const TrainConfig& config);  // not lowered
 Recompute recompute_policy(const TrainConfig& config);
+// The types the network computes in on `device`.
+Precision precision_of(const TrainConfig& config, const Device& device = {});
 
 // Bytes of one rank by kind, without the scratch memory of operations.
 struct RankMemory {
-  int64_t weights = 0;
+  int64_t weights = 0;  // f32, and rounded where products take bf16
   int64_t gradients = 0;
   int64_t optimizer = 0;
   int64_t activations = 0;  // all slots, and what waits for weight gradients

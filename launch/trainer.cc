@@ -34,11 +34,11 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
       cuts_(cut_layers(model_config(config), config.data().sequence_length(), config.parallel().pp())),
       network_(model_config(config), Shard::of(model_config(config), mesh_.shape().tp, mesh_.coordinate().tp),
                cuts_[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(), config.data().sequence_length(),
-               &mesh_.tp_share(group_copies(config))),
+               &mesh_.tp_share(group_copies(config)), precision_of(config, stream.device())),
       pipeline_(
           mesh_, pipeline_schedule(config),
           {config.parallel().microbatch_size(), config.data().sequence_length(), config.model().d_model()},
-          DType::f32),
+          network_.precision().residual),
       learning_rate_(make_learning_rate(config)) {
   const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
   ParameterStore& parameters = network_.parameters();

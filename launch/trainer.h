@@ -48,6 +48,8 @@ class Trainer {
 
   int64_t steps_done() const { return steps_done_; }
   void set_steps_done(int64_t steps) { steps_done_ = steps; }
+  // After a load into checkpoint_tensors().
+  void weights_were_loaded() { network_.parameters().refresh_operands(stream_); }
   // Weights and moments as boxes of logical tensors; of the copies in the job one is the owner.
   std::vector<CheckpointTensor> checkpoint_tensors() const;
 

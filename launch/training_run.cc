@@ -137,6 +137,7 @@ class TrainingRun {
     if (!path) return;
     compare_with(read_manifest(world_, files_, *path));
     const LoadedCheckpoint loaded = load_checkpoint(world_, files_, *path, trainer_.checkpoint_tensors());
+    trainer_.weights_were_loaded();
     state_.step = loaded.state.step;
     state_.consumed_samples = loaded.state.consumed_samples;
     state_.consumed_tokens = loaded.state.consumed_tokens;

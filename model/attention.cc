@@ -2,14 +2,16 @@
 
 #include <cmath>
 
+#include "kernels/copy.h"
 #include "kernels/rope.h"
 
 namespace transxssm {
 
-AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, int layer,
-                               ParameterStore& store, const RotaryTable& rotary)
+AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, const Precision& precision,
+                               int layer, ParameterStore& store, const RotaryTable& rotary)
     : store_(&store),
       rotary_(rotary),
+      dtype_(precision.activation),
       heads_(shard.heads.count),
       kv_heads_(shard.kv_heads.count),
       p_(config.head_dim()),
@@ -36,14 +38,14 @@ AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, in
 
 AttentionMixer::Saved AttentionMixer::carve(Carver& saved, int64_t rows, int64_t tokens) const {
   Saved s;
-  s.projected = saved.take(DType::f32, {rows * tokens, width()});
-  s.y = saved.take(DType::f32, {rows * tokens, heads_ * p_});
+  s.projected = saved.take(dtype_, {rows * tokens, width()});
+  s.y = saved.take(dtype_, {rows * tokens, heads_ * p_});
   s.log_sum_exp = saved.take(DType::f32, {rows, heads_, tokens});
   return s;
 }
 
 void AttentionMixer::carve_pending(Carver& pending, int64_t rows, int64_t tokens) const {
-  pending.take(DType::f32, {rows * tokens, width()});
+  pending.take(dtype_, {rows * tokens, width()});
 }
 
 AttentionMixer::Parts AttentionMixer::split(const Tensor& projected, int64_t rows, int64_t tokens) const {
@@ -100,8 +102,8 @@ void AttentionMixer::attend_to_cache(Stream& stream, const TokenContext& tokens,
     auto of_row = [&](const Tensor& tensor) { return tensor.slice(0, row, 1); };
     const int64_t cached = tokens.cached[row], known = cached + tokens.tokens;
     const Tensor keys = of_row(tokens.cache->keys), values = of_row(tokens.cache->values);
-    copy(of_row(attention.k), keys.slice(1, cached, tokens.tokens));
-    copy(of_row(attention.v), values.slice(1, cached, tokens.tokens));
+    run(stream, Copy{of_row(attention.k), keys.slice(1, cached, tokens.tokens)});
+    run(stream, Copy{of_row(attention.v), values.slice(1, cached, tokens.tokens)});
     run(stream, AttentionForward{.q = of_row(attention.q),
                                  .k = keys.slice(1, 0, known),
                                  .v = values.slice(1, 0, known),
@@ -114,9 +116,9 @@ void AttentionMixer::attend_to_cache(Stream& stream, const TokenContext& tokens,
 void AttentionMixer::backward_input(Stream& stream, const TokenContext& tokens, const Tensor& d_out,
                                     const Tensor& dx, Carver& saved, Carver& pending) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
-  const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
+  const Tensor d_projected = pending.take(dtype_, s.projected.shape());
   Scratch scratch(stream, s.y.num_bytes());
-  const Tensor dy = scratch.carver().take(DType::f32, s.y.shape());
+  const Tensor dy = scratch.carver().take(dtype_, s.y.shape());
   output().backward_input(stream, d_out, dy);
 
   const Parts parts = split(s.projected, tokens.rows, tokens.tokens);
@@ -139,15 +141,15 @@ void AttentionMixer::backward_input(Stream& stream, const TokenContext& tokens, 
 void AttentionMixer::backward_weight(Stream& stream, const TokenContext& tokens, const Tensor& x,
                                      const Tensor& d_out, Carver& saved, Carver& pending) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
-  const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
+  const Tensor d_projected = pending.take(dtype_, s.projected.shape());
   output().backward_weight(stream, d_out, s.y);
   projection().backward_weight(stream, d_projected, x);
 }
 
 LayerCache AttentionMixer::make_cache(Carver& carver, int64_t rows, int64_t capacity) const {
   const Shape shape = {rows, capacity, kv_heads_, p_};
-  const Tensor keys = carver.take(DType::f32, shape);
-  return {.keys = keys, .values = carver.take(DType::f32, shape)};
+  const Tensor keys = carver.take(dtype_, shape);
+  return {.keys = keys, .values = carver.take(dtype_, shape)};
 }
 
 }  // namespace transxssm

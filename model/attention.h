@@ -6,6 +6,7 @@
 #include "model/block.h"
 #include "model/linear.h"
 #include "model/parameter.h"
+#include "model/precision.h"
 #include "model/rotary_table.h"
 #include "model/shard.h"
 
@@ -14,8 +15,8 @@ namespace transxssm {
 class AttentionMixer {
  public:
   // Declares its parameters in `store`, under "model.layers.<layer>.attn.". `rotary` covers every position.
-  AttentionMixer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
-                 const RotaryTable& rotary);
+  AttentionMixer(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,
+                 ParameterStore& store, const RotaryTable& rotary);
 
   // out is this rank's part of the sum over tp.
   void forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& out,
@@ -42,12 +43,13 @@ class AttentionMixer {
   Parts split(const Tensor& projected, int64_t rows, int64_t tokens) const;
   void rotate(Stream& stream, const TokenContext& tokens, const Tensor& projected, bool backward) const;
   void attend_to_cache(Stream& stream, const TokenContext& tokens, const AttentionForward& attention) const;
-  Linear projection() const { return {store_->fused_weight(q_, 3), store_->fused_gradient(q_, 3)}; }
-  Linear output() const { return {(*store_)[out_].weight, (*store_)[out_].gradient}; }
+  Linear projection() const { return {store_->fused_operand(q_, 3), store_->fused_gradient(q_, 3)}; }
+  Linear output() const { return {(*store_)[out_].operand, (*store_)[out_].gradient}; }
   int64_t width() const { return (heads_ + 2 * kv_heads_) * p_; }
 
   const ParameterStore* store_;
   RotaryTable rotary_;
+  DType dtype_;
   int64_t heads_, kv_heads_, p_;
   double scale_;
   bool rope_;

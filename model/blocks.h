@@ -10,6 +10,7 @@
 #include "model/block.h"
 #include "model/config.h"
 #include "model/parameter.h"
+#include "model/precision.h"
 #include "model/rotary_table.h"
 #include "model/shard.h"
 #include "parallel/boundary.h"
@@ -23,8 +24,8 @@ struct LayerTables {
 };
 
 // Layer `layer` of the pattern: attention or state-space. Declares its parameters in `store`.
-std::unique_ptr<Block> make_layer(const ModelConfig& config, const Shard& shard, int layer,
-                                  ParameterStore& store, const LayerTables& tables, const Boundary& boundary,
-                                  Communicator& group_sharers);
+std::unique_ptr<Block> make_layer(const ModelConfig& config, const Shard& shard, const Precision& precision,
+                                  int layer, ParameterStore& store, const LayerTables& tables,
+                                  const Boundary& boundary, Communicator& group_sharers);
 
 }  // namespace transxssm

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/copy.h"
+
 namespace transxssm {
 
 DecodingWork::DecodingWork(Stream& stream, const Network& network, int64_t rows)
@@ -45,8 +47,8 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
   };
   auto carve = [&](Carver& carver) {
     Buffers b;
-    b.x = carver.take(DType::f32, residual);
-    b.y = carver.take(DType::f32, residual);
+    b.x = carver.take(network_.precision().residual, residual);
+    b.y = carver.take(network_.precision().residual, residual);
     b.position = carver.take(DType::i32, {num_tokens});
     b.facts = TokenFacts::carve(carver, network_.config(), rows, tokens);
     b.saved = carver.take(DType::u8, {saved_bytes});
@@ -70,7 +72,7 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
   if (network_.embedding())
     network_.embedding()->forward(stream_, ids_.reshape({num_tokens}), b.x);
   else
-    copy(input.reshape(residual), b.x);
+    run(stream_, Copy{input.reshape(residual), b.x});
   for (size_t i = 0; i < network_.layers().size(); ++i) {
     LayerCache cache;  // these rows of it
     for (Tensor LayerCache::*part :
@@ -82,7 +84,7 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
   }
   for (int64_t row = 0; row < rows; ++row) cached[row] += tokens;
   if (!network_.head()) {
-    copy(b.x, output.reshape(residual));
+    run(stream_, Copy{b.x, output.reshape(residual)});
     return;
   }
   for (int64_t row = 0; row < rows; ++row)

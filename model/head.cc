@@ -1,8 +1,9 @@
 #include "model/head.h"
 
 #include <algorithm>
-#include <cmath>
+#include <utility>
 
+#include "kernels/copy.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/rmsnorm.h"
 #include "model/embedding.h"
@@ -15,11 +16,12 @@ constexpr int64_t kMinChunkTokens = 64;
 
 }  // namespace
 
-Head::Head(const ModelConfig& config, const Shard& shard, ParameterStore& store, const Boundary& boundary,
-           Communicator& tp, int tied_weight)
+Head::Head(const ModelConfig& config, const Shard& shard, const Precision& precision, ParameterStore& store,
+           const Boundary& boundary, Communicator& tp, int tied_weight)
     : store_(&store),
       boundary_(boundary),
       tp_(&tp),
+      dtype_(precision.activation),
       d_(config.d_model),
       vocab_size_(config.vocab_size),
       first_id_(shard.vocabulary.begin),
@@ -46,7 +48,7 @@ Head::Head(const ModelConfig& config, const Shard& shard, ParameterStore& store,
 }
 
 Head::Saved Head::carve(Carver& saved, int64_t num_tokens) const {
-  const Tensor normed = saved.take(DType::f32, {num_tokens, d_});
+  const Tensor normed = saved.take(dtype_, {num_tokens, d_});
   return {normed, saved.take(DType::f32, {num_tokens})};
 }
 
@@ -77,49 +79,52 @@ double Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x
   boundary_.enter_forward(s.normed);
 
   const int64_t chunk = std::min(num_tokens, std::max(kMinChunkTokens, kChunkLogits / widest_vocab_));
-  Scratch scratch(stream, (chunk * local_vocab_ + 3 * chunk) * dtype_bytes(DType::f32) + 2 * kAlignment);
-  double loss = 0;
+  const auto carve_chunk = [&](Carver& carver, int64_t n) {
+    const Tensor logits = take_logits(carver, n);
+    return std::pair{logits, carver.take(DType::f32, {3, n})};
+  };
+  Carver count;
+  count.take(DType::f64, {1}), carve_chunk(count, chunk);
+  Scratch scratch(stream, count.used());
+  Carver whole = scratch.carver();
+  const Tensor loss = whole.take(DType::f64, {1});
+  zero(stream, loss);
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
     const int64_t n = std::min(chunk, num_tokens - begin);
-    Carver carver = scratch.carver();
-    const Tensor logits = carver.take(DType::f32, {n, local_vocab_});
-    const Tensor statistics = carver.take(DType::f32, {3, n});
+    Carver carver = whole;
+    const auto [logits, statistics] = carve_chunk(carver, n);
     const Tensor max = statistics.select(0, 0), sum = statistics.select(0, 1), hit = statistics.select(0, 2);
     const Tensor target = targets.target.slice(0, begin, n), valid = targets.valid.slice(0, begin, n);
     const Tensor normed = s.normed.slice(0, begin, n);
     output().forward(stream, normed, logits);
     run(stream, CrossEntropyStatistics{logits, target, max, sum, hit, first_id_});
     combine(stream, statistics);
-    for (int64_t i = 0; i < n; ++i)
-      if (valid.at<uint8_t>({i}))
-        loss += std::log(static_cast<double>(sum.at<float>({i}))) + max.at<float>({i}) - hit.at<float>({i});
+    run(stream, CrossEntropyLoss{valid, max, sum, hit, loss});
     if (!gradients) continue;
     run(stream, CrossEntropyBackward{logits, target, valid, max, sum, targets.loss_scale, first_id_});
     output().backward_weight(stream, logits, normed);
     output().backward_input(stream, logits, normed);  // normed is not needed any more
   }
   if (gradients) boundary_.enter_backward(s.normed);
-  return loss;
+  double nats = 0;
+  transfer(stream, loss, Tensor(&nats, DType::f64, {1}));
+  stream.synchronize();
+  return nats;
+}
+
+Tensor Head::take_logits(Carver& carver, int64_t n) const {
+  constexpr int64_t kColumns = 8;
+  const int64_t padded = (local_vocab_ + kColumns - 1) / kColumns * kColumns;
+  const Tensor whole = carver.take(dtype_, {n, padded});
+  return whole.empty() ? whole : whole.slice(1, 0, local_vocab_);
 }
 
 void Head::combine(Stream& stream, const Tensor& statistics) const {
   if (tp_->size() == 1) return;
-  const int64_t n = statistics.size(1);
   Scratch scratch(stream, tp_->size() * statistics.num_bytes());
-  const Tensor all = scratch.carver().take(DType::f32, {tp_->size(), 3, n});
+  const Tensor all = scratch.carver().take(DType::f32, {tp_->size(), 3, statistics.size(1)});
   tp_->all_gather(statistics, all);
-  for (int64_t i = 0; i < n; ++i) {
-    float max = all.at<float>({0, 0, i});
-    for (int r = 1; r < tp_->size(); ++r) max = std::max(max, all.at<float>({r, 0, i}));
-    float sum = 0, hit = 0;
-    for (int r = 0; r < tp_->size(); ++r) {
-      sum += all.at<float>({r, 1, i}) * std::exp(all.at<float>({r, 0, i}) - max);
-      hit += all.at<float>({r, 2, i});  // zero but on the rank that holds the target
-    }
-    statistics.at<float>({0, i}) = max;
-    statistics.at<float>({1, i}) = sum;
-    statistics.at<float>({2, i}) = hit;
-  }
+  run(stream, CrossEntropyCombine{all, statistics});
 }
 
 void Head::backward_input(Stream& stream, const Tensor& x, const Tensor& dx, Carver saved) const {
@@ -133,21 +138,29 @@ void Head::backward_input(Stream& stream, const Tensor& x, const Tensor& dx, Car
 }
 
 void Head::logits(Stream& stream, const Tensor& x, const Tensor& logits) const {
-  const int64_t n = x.size(0);
-  const int64_t columns = widest_vocab_;
-  Scratch scratch(stream,
-                  (n * d_ + n + (1 + tp_->size()) * n * columns) * dtype_bytes(DType::f32) + 4 * kAlignment);
+  const int64_t n = x.size(0), columns = widest_vocab_;
+  struct Buffers {
+    Tensor normed, rstd, local, all;
+  };
+  const auto carve_buffers = [&](Carver& carver) {
+    Buffers b;
+    b.normed = carver.take(dtype_, {n, d_});
+    b.rstd = carver.take(DType::f32, {n});
+    b.local = carver.take(dtype_, {n, columns});
+    b.all = carver.take(dtype_, {tp_->size(), n, columns});
+    return b;
+  };
+  Carver count;
+  carve_buffers(count);
+  Scratch scratch(stream, count.used());
   Carver carver = scratch.carver();
-  const Tensor normed = carver.take(DType::f32, {n, d_});
-  const Tensor rstd = carver.take(DType::f32, {n});
-  const Tensor local = carver.take(DType::f32, {n, columns});
-  const Tensor all = carver.take(DType::f32, {tp_->size(), n, columns});
-  normalise(stream, x, normed, rstd);
-  output().forward(stream, normed, local.slice(1, 0, local_vocab_));
-  tp_->all_gather(local, all);
+  const Buffers b = carve_buffers(carver);
+  normalise(stream, x, b.normed, b.rstd);
+  output().forward(stream, b.normed, b.local.slice(1, 0, local_vocab_));
+  tp_->all_gather(b.local, b.all);
   for (int64_t begin = 0, r = 0; begin < vocab_size_; begin += columns, ++r) {
-    const int64_t count = std::min(columns, vocab_size_ - begin);
-    copy(all.select(0, r).slice(1, 0, count), logits.slice(1, begin, count));
+    const int64_t width = std::min(columns, vocab_size_ - begin);
+    run(stream, Copy{b.all.select(0, r).slice(1, 0, width), logits.slice(1, begin, width)});
   }
 }
 

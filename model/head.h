@@ -5,6 +5,7 @@
 #include "model/config.h"
 #include "model/linear.h"
 #include "model/parameter.h"
+#include "model/precision.h"
 #include "model/shard.h"
 #include "parallel/boundary.h"
 #include "parallel/communicator.h"
@@ -22,8 +23,8 @@ class Head {
   // `tied_weight` is the embedding's parameter where it lives on this stage, else -1: the head declares its
   // own
   // ("lm_head.weight", or a copy of the embedding where they are tied).
-  Head(const ModelConfig& config, const Shard& shard, ParameterStore& store, const Boundary& boundary,
-       Communicator& tp, int tied_weight);
+  Head(const ModelConfig& config, const Shard& shard, const Precision& precision, ParameterStore& store,
+       const Boundary& boundary, Communicator& tp, int tied_weight);
 
   // Sum of the losses of the valid targets, in nats. x [BT,D].
   double loss(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const;
@@ -44,13 +45,16 @@ class Head {
   double forward(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved,
                  bool gradients) const;
   void normalise(Stream& stream, const Tensor& x, const Tensor& y, const Tensor& rstd) const;
+  // Logits [n,V_local] of this rank, rows apart so that each begins at a vector.
+  Tensor take_logits(Carver& carver, int64_t n) const;
   // Statistics of the whole vocabulary from each rank's: [3,n] max, sum, target logit.
   void combine(Stream& stream, const Tensor& statistics) const;
-  Linear output() const { return {(*store_)[weight_].weight, (*store_)[weight_].gradient}; }
+  Linear output() const { return {(*store_)[weight_].operand, (*store_)[weight_].gradient}; }
 
   const ParameterStore* store_;
   Boundary boundary_;
   Communicator* tp_;
+  DType dtype_;
   int64_t d_, vocab_size_, first_id_, local_vocab_;
   int64_t widest_vocab_;  // of any rank: chunks of tokens must be the same everywhere
   double eps_;

@@ -7,8 +7,8 @@
 namespace transxssm {
 
 struct Linear {
-  Tensor weight;    // [out,in]
-  Tensor gradient;  // [out,in], accumulates; empty for inference
+  Tensor weight;    // [out,in] in the type of x and y
+  Tensor gradient;  // [out,in] f32, accumulates; empty for inference
 
   void forward(Stream& stream, const Tensor& x, const Tensor& y) const {
     run(stream, Gemm{.a = x, .b = weight, .c = y, .transpose_b = true});

@@ -4,8 +4,9 @@
 
 namespace transxssm {
 
-Mlp::Mlp(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store)
-    : store_(&store), ff_(shard.ff.count) {
+Mlp::Mlp(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,
+         ParameterStore& store)
+    : store_(&store), dtype_(precision.activation), ff_(shard.ff.count) {
   const std::string prefix = "model.layers." + std::to_string(layer) + ".feed_forward.";
   const int64_t d = config.d_model;
   const Shape up_shape = {config.d_ff, d}, down_shape = {d, config.d_ff};
@@ -22,16 +23,16 @@ Mlp::Mlp(const ModelConfig& config, const Shard& shard, int layer, ParameterStor
 }
 
 Mlp::Pending Mlp::carve(Carver& pending, int64_t num_tokens) const {
-  const Tensor d_gate_up = pending.take(DType::f32, {num_tokens, 2 * ff_});
-  return {d_gate_up, pending.take(DType::f32, {num_tokens, ff_})};
+  const Tensor d_gate_up = pending.take(dtype_, {num_tokens, 2 * ff_});
+  return {d_gate_up, pending.take(dtype_, {num_tokens, ff_})};
 }
 
 void Mlp::forward(Stream& stream, const Tensor& x, const Tensor& out, Carver& saved) const {
   const int64_t num_tokens = x.size(0);
-  const Tensor projected = saved.take(DType::f32, {num_tokens, 2 * ff_});
+  const Tensor projected = saved.take(dtype_, {num_tokens, 2 * ff_});
   gate_up().forward(stream, x, projected);
-  Scratch scratch(stream, num_tokens * ff_ * dtype_bytes(DType::f32));
-  const Tensor y = scratch.carver().take(DType::f32, {num_tokens, ff_});
+  Scratch scratch(stream, num_tokens * ff_ * dtype_bytes(dtype_));
+  const Tensor y = scratch.carver().take(dtype_, {num_tokens, ff_});
   run(stream, SwigluForward{projected.slice(1, 0, ff_), projected.slice(1, ff_, ff_), y});
   down().forward(stream, y, out);
 }
@@ -39,7 +40,7 @@ void Mlp::forward(Stream& stream, const Tensor& x, const Tensor& out, Carver& sa
 void Mlp::backward_input(Stream& stream, const Tensor& d_out, const Tensor& dx, Carver& saved,
                          Carver& pending) const {
   const int64_t num_tokens = d_out.size(0);
-  const Tensor projected = saved.take(DType::f32, {num_tokens, 2 * ff_});
+  const Tensor projected = saved.take(dtype_, {num_tokens, 2 * ff_});
   const Pending p = carve(pending, num_tokens);
   down().backward_input(stream, d_out, p.y);  // the gradient of y, replaced by y itself below
   run(stream, SwigluBackward{.gate = projected.slice(1, 0, ff_),
@@ -54,7 +55,7 @@ void Mlp::backward_input(Stream& stream, const Tensor& d_out, const Tensor& dx, 
 void Mlp::backward_weight(Stream& stream, const Tensor& x, const Tensor& d_out, Carver& saved,
                           Carver& pending) const {
   const int64_t num_tokens = d_out.size(0);
-  saved.take(DType::f32, {num_tokens, 2 * ff_});
+  saved.take(dtype_, {num_tokens, 2 * ff_});
   const Pending p = carve(pending, num_tokens);
   down().backward_weight(stream, d_out, p.y);
   gate_up().backward_weight(stream, p.d_gate_up, x);

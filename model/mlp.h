@@ -3,6 +3,7 @@
 
 #include "model/linear.h"
 #include "model/parameter.h"
+#include "model/precision.h"
 #include "model/shard.h"
 
 namespace transxssm {
@@ -10,7 +11,8 @@ namespace transxssm {
 class Mlp {
  public:
   // Declares its parameters in `store`, under "model.layers.<layer>.feed_forward.".
-  Mlp(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store);
+  Mlp(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,
+      ParameterStore& store);
 
   // x, out [BT,D]; out is this rank's part of the sum over tp.
   void forward(Stream& stream, const Tensor& x, const Tensor& out, Carver& saved) const;
@@ -19,7 +21,7 @@ class Mlp {
                       Carver& pending) const;
   void backward_weight(Stream& stream, const Tensor& x, const Tensor& d_out, Carver& saved,
                        Carver& pending) const;
-  void carve_saved(Carver& saved, int64_t num_tokens) const { saved.take(DType::f32, {num_tokens, 2 * ff_}); }
+  void carve_saved(Carver& saved, int64_t num_tokens) const { saved.take(dtype_, {num_tokens, 2 * ff_}); }
   void carve_pending(Carver& pending, int64_t num_tokens) const { carve(pending, num_tokens); }
 
  private:
@@ -28,10 +30,11 @@ class Mlp {
     Tensor y;          // [BT, F] silu(gate) * up, computed again
   };
   Pending carve(Carver& pending, int64_t num_tokens) const;
-  Linear gate_up() const { return {store_->fused_weight(gate_, 2), store_->fused_gradient(gate_, 2)}; }
-  Linear down() const { return {(*store_)[down_].weight, (*store_)[down_].gradient}; }
+  Linear gate_up() const { return {store_->fused_operand(gate_, 2), store_->fused_gradient(gate_, 2)}; }
+  Linear down() const { return {(*store_)[down_].operand, (*store_)[down_].gradient}; }
 
   const ParameterStore* store_;
+  DType dtype_;
   int64_t ff_;
   int gate_ = 0, down_ = 0;
 };

@@ -7,8 +7,8 @@
 namespace transxssm {
 
 Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& cut, Communicator& tp,
-                 int64_t positions, Communicator* group_sharers)
-    : config_(config), cut_(cut) {
+                 int64_t positions, Communicator* group_sharers, const Precision& precision)
+    : config_(config), cut_(cut), precision_(precision), store_(precision.activation) {
   auto carve_tables = [&](Carver& carver) {
     tables_.positions = RotaryTable::carve(carver, positions, config.head_dim());
     tables_.chunk = RotaryTable::carve(carver, config.chunk + 1, config.d_state);
@@ -35,10 +35,10 @@ Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& 
   if (cut.has_embedding) embedding_.emplace(config, shard, store_, boundary, split_tie);
   for (int i = 0; i < cut.num_layers; ++i)
     layers_.push_back(
-        make_layer(config, shard, cut.first_layer + i, store_, tables_, boundary, *group_sharers));
+        make_layer(config, shard, precision, cut.first_layer + i, store_, tables_, boundary, *group_sharers));
   if (cut.has_head) {
     const bool tied_here = config.tie_embeddings && cut.has_embedding;
-    head_.emplace(config, shard, store_, boundary, tp, tied_here ? embedding_->parameter() : -1);
+    head_.emplace(config, shard, precision, store_, boundary, tp, tied_here ? embedding_->parameter() : -1);
   }
 }
 

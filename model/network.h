@@ -26,12 +26,13 @@ class Network {
   // `group_sharers`: the tp ranks that hold copies of one state group (Mesh::tp_share); needed where tp cuts
   // groups of a gated model, else null. Dynamic rotary scaling takes `positions` as the length of the row.
   Network(const ModelConfig& config, const Shard& shard, const StageCut& cut, Communicator& tp,
-          int64_t positions, Communicator* group_sharers = nullptr);
+          int64_t positions, Communicator* group_sharers = nullptr, const Precision& precision = {});
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
   const ModelConfig& config() const { return config_; }
   const StageCut& cut() const { return cut_; }
+  const Precision& precision() const { return precision_; }
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
   const Embedding* embedding() const { return embedding_ ? &*embedding_ : nullptr; }
@@ -43,6 +44,7 @@ class Network {
  private:
   ModelConfig config_;
   StageCut cut_;
+  Precision precision_;
   ParameterStore store_;
   std::unique_ptr<Communicator> alone_;
   Arena table_arena_;

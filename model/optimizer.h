@@ -36,6 +36,7 @@ class Optimizer {
   ParameterStore& store_;
   Mesh& mesh_;
   OptimizerOptions options_;
+  std::vector<Tensor> owned_;  // gradients that this rank counts in the norm, neighbours as one
   GradientReducer reducer_;
 };
 

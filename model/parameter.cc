@@ -1,8 +1,8 @@
 #include "model/parameter.h"
 
 #include <cmath>
-#include <cstring>
 
+#include "kernels/copy.h"
 #include "runtime/rng.h"
 
 namespace transxssm {
@@ -31,36 +31,78 @@ float initial_value(Init init, const Rng& rng, uint64_t index, double range) {
 }  // namespace
 
 int ParameterStore::declare(ParameterSpec spec, bool adjacent) {
-  if (!adjacent) elements_ = (elements_ + kGroupAlignment - 1) / kGroupAlignment * kGroupAlignment;
   Parameter parameter;
-  parameter.offset = elements_;
-  elements_ += spec.box.extent.num_elements();
   parameter.spec = std::move(spec);
   parameters_.push_back(std::move(parameter));
+  adjacent_.push_back(adjacent);
   return static_cast<int>(parameters_.size()) - 1;
 }
 
-void ParameterStore::allocate(bool with_optimizer) {
-  const int64_t bytes = elements_ * dtype_bytes(DType::f32);
-  const Shape flat = {elements_};
-  auto view = [&](const Tensor& base, const Parameter& p) {
-    return Tensor(base.data<float>() + p.offset, DType::f32, p.spec.box.extent);
-  };
-  weight_arena_ = Arena(std::max<int64_t>(bytes, 1));
-  weight_ = weight_arena_.carver().take(DType::f32, flat);
-  for (Parameter& p : parameters_) p.weight = view(weight_, p);
-  if (!with_optimizer) return;
-  gradient_arena_ = Arena(std::max<int64_t>(bytes, 1));
-  gradient_ = gradient_arena_.carver().take(DType::f32, flat);
-  optimizer_arena_ = Arena(2 * weight_arena_.bytes());
-  Carver moments = optimizer_arena_.carver();
-  const Tensor exp_avg = moments.take(DType::f32, flat);
-  const Tensor exp_avg_sq = moments.take(DType::f32, flat);
-  for (Parameter& p : parameters_) {
-    p.gradient = view(gradient_, p);
-    p.exp_avg = view(exp_avg, p);
-    p.exp_avg_sq = view(exp_avg_sq, p);
+void ParameterStore::place() {
+  elements_ = 0;
+  for (const bool matrices : {false, true}) {
+    const auto align = [&] {
+      elements_ = (elements_ + kGroupAlignment - 1) / kGroupAlignment * kGroupAlignment;
+    };
+    align();
+    if (matrices) matrices_begin_ = elements_;
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      Parameter& p = parameters_[i];
+      if (p.spec.decays() != matrices) continue;
+      if (!adjacent_[i]) align();
+      p.offset = elements_;
+      elements_ += p.spec.box.extent.num_elements();
+    }
   }
+}
+
+void ParameterStore::allocate(bool with_optimizer) {
+  place();
+  const Shape flat = {elements_};
+  const auto make = [&](Arena& arena, DType dtype, int count) {
+    arena = Arena(std::max<int64_t>(1, count * (elements_ + kGroupAlignment) * dtype_bytes(dtype)));
+    return arena.carver();
+  };
+  Carver weights = make(weight_arena_, DType::f32, 1);
+  weight_ = weights.take(DType::f32, flat);
+  operand_ = weight_;
+  if (operand_dtype_ != DType::f32)
+    operand_ = make(operand_arena_, operand_dtype_, 1).take(operand_dtype_, flat);
+  if (with_optimizer) {
+    gradient_ = make(gradient_arena_, DType::f32, 1).take(DType::f32, flat);
+    Carver moments = make(optimizer_arena_, DType::f32, 2);
+    exp_avg_ = moments.take(DType::f32, flat);
+    exp_avg_sq_ = moments.take(DType::f32, flat);
+  }
+  for (Parameter& p : parameters_) {
+    const Shape& extent = p.spec.box.extent;
+    const auto view = [&](const Tensor& whole) {
+      return whole.empty() ? Tensor{} : whole.slice(0, p.offset, extent.num_elements()).reshape(extent);
+    };
+    p.weight = view(weight_);
+    p.operand = view(operand_);
+    p.gradient = view(gradient_);
+    p.exp_avg = view(exp_avg_);
+    p.exp_avg_sq = view(exp_avg_sq_);
+  }
+}
+
+Parameter ParameterStore::range(int64_t begin, int64_t count) const {
+  const auto view = [&](const Tensor& whole) {
+    return whole.empty() ? Tensor{} : whole.slice(0, begin, count);
+  };
+  Parameter p;
+  p.weight = view(weight_);
+  p.operand = view(operand_);
+  p.gradient = view(gradient_);
+  p.exp_avg = view(exp_avg_);
+  p.exp_avg_sq = view(exp_avg_sq_);
+  p.offset = begin;
+  return p;
+}
+
+void ParameterStore::refresh_operands(Stream& stream) const {
+  if (operand_dtype_ != DType::f32) run(stream, Copy{weight_, operand_});
 }
 
 void ParameterStore::initialise(Stream& stream, uint64_t seed, double initializer_range) {
@@ -82,6 +124,7 @@ void ParameterStore::initialise(Stream& stream, uint64_t seed, double initialize
       }
     });
   }
+  refresh_operands(stream);
 }
 
 Tensor ParameterStore::fused(const Tensor& flat, int first, int count) const {
@@ -98,7 +141,7 @@ Tensor ParameterStore::fused(const Tensor& flat, int first, int count) const {
                     "{} does not follow its neighbour", p.spec.name);
     shape[0] += p.spec.box.extent[0];
   }
-  return Tensor(flat.data<float>() + head.offset, DType::f32, shape);
+  return flat.slice(0, head.offset, shape.num_elements()).reshape(shape);
 }
 
 Tensor ParameterStore::fused_weight(int first, int count) const {
@@ -106,6 +149,9 @@ Tensor ParameterStore::fused_weight(int first, int count) const {
 }
 Tensor ParameterStore::fused_gradient(int first, int count) const {
   return fused(gradient_, first, count);
+}
+Tensor ParameterStore::fused_operand(int first, int count) const {
+  return fused(operand_, first, count);
 }
 
 int64_t ParameterStore::num_elements() const {
@@ -122,10 +168,7 @@ int64_t ParameterStore::num_owned_elements() const {
 }
 
 void ParameterStore::zero_gradients(Stream& stream) const {
-  float* gradient = gradient_.data<float>();
-  parallel_ranges(stream, elements_, 4096, [&](int64_t begin, int64_t end) {
-    std::memset(gradient + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
-  });
+  zero(stream, gradient_);
 }
 
 }  // namespace transxssm

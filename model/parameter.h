@@ -1,7 +1,7 @@
 // Parameters of one rank: what each is, which part of it is here, and over which ranks its gradient is
-// summed. All live in four flat f32 arrays of one layout (weight, gradient and AdamW's two moments), so that
-// gradient buckets, norms and the optimizer walk contiguous memory, and fused projections are views of
-// neighbours.
+// summed. All live in four flat f32 arrays of one layout (weight, gradient and AdamW's two moments), vectors
+// before matrices, so that gradient buckets, norms and the optimizer walk contiguous memory, and fused
+// projections are views of neighbours. Networks that compute in bf16 hold a fifth: the weights, rounded.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,7 @@ struct ParameterSpec {
 struct Parameter {
   ParameterSpec spec;
   Tensor weight, gradient;     // [box.extent]
+  Tensor operand;              // [box.extent] the weight as matrix products take it: rounded, or itself
   Tensor exp_avg, exp_avg_sq;  // [box.extent] AdamW's moments
   int64_t offset = 0;          // of its first element in the flat arrays
   int64_t num_elements() const { return weight.num_elements(); }
@@ -49,6 +50,8 @@ struct Parameter {
 
 class ParameterStore {
  public:
+  // Matrix products take weights in `operand_dtype`: f32 or bf16.
+  explicit ParameterStore(DType operand_dtype = DType::f32) : operand_dtype_(operand_dtype) {}
   // Declares a parameter; returns its index. Parameters declared with `adjacent` follow the previous one
   // without a gap, so that fused() can view them as one matrix.
   int declare(ParameterSpec spec, bool adjacent = false);
@@ -56,6 +59,8 @@ class ParameterStore {
   void allocate(bool with_optimizer);
   // Same start on every mesh: each element is a function of (seed, name, global index).
   void initialise(Stream& stream, uint64_t seed, double initializer_range);
+  // After weights were written by other means than the optimizer: forms the operands again.
+  void refresh_operands(Stream& stream) const;
 
   const Parameter& operator[](int index) const { return parameters_[static_cast<size_t>(index)]; }
   const std::vector<Parameter>& all() const { return parameters_; }
@@ -63,23 +68,33 @@ class ParameterStore {
   // gradients.
   Tensor fused_weight(int first, int count) const;
   Tensor fused_gradient(int first, int count) const;
+  Tensor fused_operand(int first, int count) const;
 
   const Tensor& flat_gradient() const { return gradient_; }
+  // Contiguous parts of the flat arrays: what weight decay leaves alone (vectors), and what it does not
+  // (matrices).
+  Parameter vectors() const { return range(0, matrices_begin_); }
+  Parameter matrices() const { return range(matrices_begin_, elements_ - matrices_begin_); }
   int64_t num_elements() const;  // logical elements on this rank, copies included
   int64_t num_owned_elements() const;
   int64_t weight_bytes() const { return weight_arena_.bytes(); }
+  int64_t operand_bytes() const { return operand_arena_.bytes(); }
   int64_t optimizer_bytes() const { return optimizer_arena_.bytes(); }
   int64_t gradient_bytes() const { return gradient_arena_.bytes(); }
   void zero_gradients(Stream& stream) const;
 
  private:
+  void place();
   Tensor fused(const Tensor& flat, int first, int count) const;
+  Parameter range(int64_t begin, int64_t count) const;
 
+  DType operand_dtype_;
   std::vector<Parameter> parameters_;
-  std::vector<int64_t> offsets_;
-  int64_t elements_ = 0;  // of the flat arrays, gaps included
-  Arena weight_arena_, gradient_arena_, optimizer_arena_;
-  Tensor weight_, gradient_;
+  std::vector<bool> adjacent_;  // to the one declared before
+  int64_t matrices_begin_ = 0;  // vectors come before
+  int64_t elements_ = 0;        // of the flat arrays, gaps included
+  Arena weight_arena_, gradient_arena_, optimizer_arena_, operand_arena_;
+  Tensor weight_, gradient_, exp_avg_, exp_avg_sq_, operand_;
 };
 
 }  // namespace transxssm

@@ -4,14 +4,16 @@
 #include <cmath>
 
 #include "kernels/conv1d.h"
+#include "kernels/copy.h"
 #include "kernels/gated_norm.h"
 
 namespace transxssm {
 
-SsdMixer::SsdMixer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
-                   const RotaryTable& chunk_rotary, Communicator& group_sharers)
+SsdMixer::SsdMixer(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,
+                   ParameterStore& store, const RotaryTable& chunk_rotary, Communicator& group_sharers)
     : store_(&store),
       rotary_(config.ssd_position == SsdPosition::rope ? chunk_rotary : RotaryTable{}),
+      dtype_(precision.activation),
       group_sharers_(&group_sharers),
       heads_(shard.ssd_heads.count),
       groups_(shard.groups.count),
@@ -69,23 +71,32 @@ SsdMixer::SsdMixer(const ModelConfig& config, const Shard& shard, int layer, Par
 SsdMixer::Saved SsdMixer::carve(Carver& saved, int64_t rows, int64_t tokens) const {
   const int64_t bt = rows * tokens;
   Saved s;
-  s.projected = saved.take(DType::f32, {bt, width()});
-  if (conv_) s.convolved = saved.take(DType::f32, {bt, cbx_width()});
-  s.chunk_states = saved.take(DType::f32, {rows, ssd_num_chunks(tokens, chunk_), heads_, p_, n_});
-  s.y = saved.take(DType::f32, {bt, inner()});
+  s.projected = saved.take(dtype_, {bt, z_width() + cbx_width()});
+  s.u = saved.take(DType::f32, {bt, heads_});
+  if (conv_) s.convolved = saved.take(dtype_, {bt, cbx_width()});
+  s.chunk_states = saved.take(dtype_, {rows, ssd_num_chunks(tokens, chunk_), heads_, p_, n_});
+  s.y = saved.take(dtype_, {bt, inner()});
   if (gate_) {
     s.squares = saved.take(DType::f32, {bt, groups_});
-    s.gated = saved.take(DType::f32, {bt, inner()});
+    s.gated = saved.take(dtype_, {bt, inner()});
   }
   return s;
 }
 
 void SsdMixer::carve_pending(Carver& pending, int64_t rows, int64_t tokens) const {
-  pending.take(DType::f32, {rows * tokens, width()});
+  take_d_projected(pending, rows * tokens);
+}
+
+// Rows begin where vectors of 16 bytes do, though u's columns are few.
+Tensor SsdMixer::take_d_projected(Carver& pending, int64_t num_tokens) const {
+  constexpr int64_t kColumns = 8;
+  const int64_t padded = (width() + kColumns - 1) / kColumns * kColumns;
+  const Tensor whole = pending.take(dtype_, {num_tokens, padded});
+  return whole.empty() ? whole : whole.slice(1, 0, width());
 }
 
 Linear SsdMixer::projection() const {
-  return {store_->fused_weight(first_projection_, num_projections_),
+  return {store_->fused_operand(first_projection_, num_projections_),
           store_->fused_gradient(first_projection_, num_projections_)};
 }
 
@@ -99,7 +110,7 @@ SsdMixer::Parts SsdMixer::split(const Tensor& cbx, const TokenContext& tokens) c
 SsdInput SsdMixer::scan_input(const TokenContext& tokens, const Saved& saved) const {
   const Parts parts = split(conv_ ? saved.convolved : cbx_columns(saved.projected), tokens);
   SsdInput in{.x = parts.x, .b = parts.b, .c = parts.c};
-  in.u = u_columns(saved.projected).reshape({tokens.rows, tokens.tokens, heads_});
+  in.u = saved.u.reshape({tokens.rows, tokens.tokens, heads_});
   in.dt_bias = (*store_)[dt_bias_].weight;
   in.a_log = (*store_)[a_log_].weight;
   if (d_skip_ >= 0) in.d_skip = (*store_)[d_skip_].weight;
@@ -119,7 +130,11 @@ void SsdMixer::forward(Stream& stream, const TokenContext& tokens, const Tensor&
                        Carver& saved) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
   const Shape rows = {tokens.rows, tokens.tokens, cbx_width()};
-  projection().forward(stream, x, s.projected);
+  // u keeps f32 where the rest is rounded, so it is a product of its own.
+  const Linear whole = projection();
+  const int64_t rounded = z_width() + cbx_width();
+  Linear{whole.weight.slice(0, 0, rounded)}.forward(stream, x, s.projected);
+  Linear{whole.weight.slice(0, rounded, heads_)}.forward(stream, x, s.u);
   if (conv_) {
     Conv1dForward conv{.x = cbx_columns(s.projected).reshape(rows),
                        .weight = store_->fused_weight(conv_weight_, 3),
@@ -155,17 +170,17 @@ void SsdMixer::forward(Stream& stream, const TokenContext& tokens, const Tensor&
 void SsdMixer::backward_input(Stream& stream, const TokenContext& tokens, const Tensor& d_out,
                               const Tensor& dx, Carver& saved, Carver& pending) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
-  const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
+  const Tensor d_projected = take_d_projected(pending, tokens.rows * tokens.tokens);
   Carver count;
   auto carve_scratch = [&](Carver& carver) {
-    const Tensor dy = carver.take(DType::f32, s.y.shape());
-    const Tensor d_convolved = conv_ ? carver.take(DType::f32, s.convolved.shape()) : Tensor{};
-    return std::array{dy, d_convolved, gate_ ? carver.take(DType::f32, s.squares.shape()) : Tensor{}};
+    const Tensor dy = carver.take(dtype_, s.y.shape()), du = carver.take(DType::f32, s.u.shape());
+    const Tensor d_convolved = conv_ ? carver.take(dtype_, s.convolved.shape()) : Tensor{};
+    return std::array{dy, du, d_convolved, gate_ ? carver.take(DType::f32, s.squares.shape()) : Tensor{}};
   };
   carve_scratch(count);
   Scratch scratch(stream, count.used());
   Carver carver = scratch.carver();
-  const auto [dy, d_convolved, dots] = carve_scratch(carver);
+  const auto [dy, du, d_convolved, dots] = carve_scratch(carver);
 
   output().backward_input(stream, d_out, dy);
   if (gate_) {
@@ -191,11 +206,12 @@ void SsdMixer::backward_input(Stream& stream, const TokenContext& tokens, const 
                    .dx = d.x,
                    .db = d.b,
                    .dc = d.c,
-                   .du = u_columns(d_projected).reshape({tokens.rows, tokens.tokens, heads_}),
+                   .du = du.reshape({tokens.rows, tokens.tokens, heads_}),
                    .d_dt_bias = (*store_)[dt_bias_].gradient,
                    .d_a_log = (*store_)[a_log_].gradient};
   if (d_skip_ >= 0) scan.d_d_skip = (*store_)[d_skip_].gradient;
   run(stream, scan);
+  run(stream, Copy{du, u_columns(d_projected)});
   if (conv_) {
     const Shape rows = {tokens.rows, tokens.tokens, cbx_width()};
     run(stream, Conv1dBackward{.x = cbx_columns(s.projected).reshape(rows),
@@ -213,14 +229,14 @@ void SsdMixer::backward_input(Stream& stream, const TokenContext& tokens, const 
 void SsdMixer::backward_weight(Stream& stream, const TokenContext& tokens, const Tensor& x,
                                const Tensor& d_out, Carver& saved, Carver& pending) const {
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
-  const Tensor d_projected = pending.take(DType::f32, s.projected.shape());
+  const Tensor d_projected = take_d_projected(pending, tokens.rows * tokens.tokens);
   output().backward_weight(stream, d_out, gate_ ? s.gated : s.y);
   projection().backward_weight(stream, d_projected, x);
 }
 
 LayerCache SsdMixer::make_cache(Carver& carver, int64_t rows, int64_t) const {
   LayerCache cache{.state = carver.take(DType::f32, {rows, heads_, p_, n_})};
-  if (conv_) cache.window = carver.take(DType::f32, {rows, conv_kernel_ - 1, cbx_width()});
+  if (conv_) cache.window = carver.take(dtype_, {rows, conv_kernel_ - 1, cbx_width()});
   return cache;
 }
 

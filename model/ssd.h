@@ -7,6 +7,7 @@
 #include "model/block.h"
 #include "model/linear.h"
 #include "model/parameter.h"
+#include "model/precision.h"
 #include "model/rotary_table.h"
 #include "model/shard.h"
 #include "parallel/communicator.h"
@@ -17,8 +18,8 @@ class SsdMixer {
  public:
   // Declares its parameters in `store`, under "model.layers.<layer>.ssd.". `group_sharers`: the tp ranks that
   // split a state group between them, over which a gated norm sums its squares.
-  SsdMixer(const ModelConfig& config, const Shard& shard, int layer, ParameterStore& store,
-           const RotaryTable& chunk_rotary, Communicator& group_sharers);
+  SsdMixer(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,
+           ParameterStore& store, const RotaryTable& chunk_rotary, Communicator& group_sharers);
 
   // out is this rank's part of the sum over tp.
   void forward(Stream& stream, const TokenContext& tokens, const Tensor& x, const Tensor& out,
@@ -34,7 +35,8 @@ class SsdMixer {
 
  private:
   struct Saved {
-    Tensor projected;     // [BT, (HP +) 2GN + HP + H]: z, C, B, X, u
+    Tensor projected;     // [BT, (HP +) 2GN + HP]: z, C, B, X
+    Tensor u;             // [BT, H] f32
     Tensor convolved;     // [BT, 2GN + HP]: C, B, X; empty without convolution
     Tensor chunk_states;  // [B, chunks, H, P, N]
     Tensor y;             // [BT, HP]
@@ -45,7 +47,7 @@ class SsdMixer {
     Tensor c, b, x;
   };
   Saved carve(Carver& saved, int64_t rows, int64_t tokens) const;
-  // Columns of a [BT, width()] buffer.
+  // Columns of a [BT, width()] buffer, or of Saved::projected.
   Tensor z_columns(const Tensor& projected) const { return projected.slice(1, 0, inner()); }
   Tensor cbx_columns(const Tensor& projected) const { return projected.slice(1, z_width(), cbx_width()); }
   Tensor u_columns(const Tensor& projected) const {
@@ -53,8 +55,9 @@ class SsdMixer {
   }
   Parts split(const Tensor& cbx, const TokenContext& tokens) const;
   SsdInput scan_input(const TokenContext& tokens, const Saved& saved) const;
+  Tensor take_d_projected(Carver& pending, int64_t num_tokens) const;  // [BT, width()] z, C, B, X, u
   Linear projection() const;
-  Linear output() const { return {(*store_)[out_].weight, (*store_)[out_].gradient}; }
+  Linear output() const { return {(*store_)[out_].operand, (*store_)[out_].gradient}; }
   void sum_over_sharers(const Tensor& values) const;
 
   int64_t inner() const { return heads_ * p_; }
@@ -64,6 +67,7 @@ class SsdMixer {
 
   const ParameterStore* store_;
   RotaryTable rotary_;  // empty: no rotation
+  DType dtype_;
   Communicator* group_sharers_;
   int64_t heads_, groups_, p_, n_, chunk_;
   int64_t group_width_;  // channels of a whole state group, on all ranks together

@@ -21,7 +21,7 @@ TrainingWork::Slot TrainingWork::carve_slot(const Network& network, Carver& carv
   for (int i = 0; i <= cut.num_layers; ++i) {
     const bool received = i == 0 && !cut.has_embedding;
     const bool sent = i == cut.num_layers && !cut.has_head;
-    slot.x.push_back(received || sent ? Tensor{} : carver.take(DType::f32, residual));
+    slot.x.push_back(received || sent ? Tensor{} : carver.take(network.precision().residual, residual));
   }
   if (recompute == Recompute::keep)
     for (const auto& layer : network.layers())
@@ -38,7 +38,7 @@ TrainingWork::Pending TrainingWork::carve_pending(const Network& network, Carver
   for (int i = 0; i <= cut.num_layers; ++i) {
     const bool sent = i == 0 && !cut.has_embedding;
     const bool received = i == cut.num_layers && !cut.has_head;
-    pending.dy.push_back(sent || received ? Tensor{} : carver.take(DType::f32, residual));
+    pending.dy.push_back(sent || received ? Tensor{} : carver.take(network.precision().residual, residual));
   }
   int64_t most_saved = 0, most_pending = 0;
   for (const auto& layer : network.layers()) {
@@ -49,7 +49,7 @@ TrainingWork::Pending TrainingWork::carve_pending(const Network& network, Carver
   }
   if (recompute == Recompute::keep) return pending;
   pending.recomputed = reserve(carver, most_saved);
-  pending.y = carver.take(DType::f32, residual);
+  pending.y = carver.take(network.precision().residual, residual);
   pending.layers.assign(network.layers().size(), reserve(carver, most_pending));  // each done before the next
   return pending;
 }

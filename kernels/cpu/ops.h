@@ -38,7 +38,7 @@ void run(Stream& stream, const CrossEntropyLoss& args);
 void run(Stream& stream, const CrossEntropyBackward& args);
 void run(Stream& stream, const Copy& args);
 void run(Stream& stream, const AdamW& args);
-double sum_of_squares(Stream& stream, const Tensor& x);
+double sum_of_squares(Stream& stream, std::span<const Tensor> tensors);
 int64_t count_not_finite(Stream& stream, const Tensor& x);
 
 }  // namespace transxssm::cpu

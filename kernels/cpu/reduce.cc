@@ -79,10 +79,13 @@ double sum_of_blocks(Stream& stream, const Tensor& x, const char* name, Fn&& blo
 
 }  // namespace
 
-double sum_of_squares(Stream& stream, const Tensor& x) {
-  return sum_of_blocks(stream, x, "sum_of_squares.x", [&](int64_t begin, int64_t count) {
-    return HWY_DYNAMIC_DISPATCH(squares_of_block)(x, begin, count);
-  });
+double sum_of_squares(Stream& stream, std::span<const Tensor> tensors) {
+  double sum = 0;
+  for (const Tensor& x : tensors)
+    sum += sum_of_blocks(stream, x, "sum_of_squares.x", [&](int64_t begin, int64_t count) {
+      return HWY_DYNAMIC_DISPATCH(squares_of_block)(x, begin, count);
+    });
+  return sum;
 }
 
 int64_t count_not_finite(Stream& stream, const Tensor& x) {

@@ -69,6 +69,13 @@ TEST(Config, ResolvedConfigurationParsesToItself) {
   EXPECT_EQ(again.parallel().dp(), 2);
 }
 
+TEST(Config, DevicesAreCheckedByName) {
+  EXPECT_EQ(parse_config(kGood, "run.textproto", {}, 1).parallel().device(), "auto");
+  EXPECT_EQ(complaint(kGood, {"parallel.device=cuda:3"}), "");
+  EXPECT_THAT(complaint(kGood, {"parallel.device=cdua"}),
+              HasSubstr("parallel.device: \"cdua\" is not known; legal values are auto, cpu, cuda, cuda:N"));
+}
+
 TEST(Config, LaterSettingsWin) {
   const std::string text = kGood + "optimizer { learning_rate: 0.5 beta1: 0.5 }";
   const TrainConfig c = parse_config(text, "run.textproto",
@@ -148,7 +155,7 @@ TEST(Config, GoldenComplaints) {
        1,
        "run.textproto:5:1: xyzzy: unknown field; known fields are model, data, optimizer, schedule, "
        "parallel, "
-       "checkpoint, log, seed"},
+       "checkpoint, log, seed, precision"},
       {"parallel {\n  tp: four }", {}, 1, "run.textproto:6:3: parallel.tp: \"four\" is not a whole number"},
       {"parallel { tp: 1.5 }", {}, 1, "run.textproto:5:12: parallel.tp: \"1.5\" is not a whole number"},
       {"parallel { tp: \"2\" }", {}, 1, "run.textproto:5:12: parallel.tp: \"2\" is not a whole number"},
