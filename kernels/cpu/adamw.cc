@@ -27,19 +27,24 @@ void update(const AdamW& args, int64_t begin, int64_t end) {
   const T* gradient = args.gradient.data<T>() + begin;
   T* exp_avg = args.exp_avg.data<T>() + begin;
   T* exp_avg_sq = args.exp_avg_sq.data<T>() + begin;
+  BFloat16* rounded = args.rounded ? args.rounded.data<BFloat16>() + begin : nullptr;
   for_lanes<T>(end - begin, [&](auto d, int64_t i) HWY_ATTR {
-    const auto g = hn::Mul(hn::LoadU(d, gradient + i), hn::Set(d, gradient_scale));
+    const auto g = hn::Mul(load(d, gradient + i), hn::Set(d, gradient_scale));
     const auto m =
-        hn::MulAdd(hn::Set(d, beta1), hn::LoadU(d, exp_avg + i), hn::Mul(hn::Set(d, one_minus_beta1), g));
-    const auto v = hn::MulAdd(hn::Set(d, beta2), hn::LoadU(d, exp_avg_sq + i),
+        hn::MulAdd(hn::Set(d, beta1), load(d, exp_avg + i), hn::Mul(hn::Set(d, one_minus_beta1), g));
+    const auto v = hn::MulAdd(hn::Set(d, beta2), load(d, exp_avg_sq + i),
                               hn::Mul(hn::Mul(hn::Set(d, one_minus_beta2), g), g));
-    const auto w = hn::LoadU(d, weight + i);
+    const auto w = load(d, weight + i);
     const auto divisor = hn::MulAdd(hn::Sqrt(v), hn::Set(d, root_correction), hn::Set(d, eps));
     // The decay joins the update, not the weight: 1 - lr * decay would lose most of its digits in f32.
     const auto change = hn::MulAdd(hn::Set(d, decay), w, hn::Div(hn::Mul(hn::Set(d, step_size), m), divisor));
-    hn::StoreU(m, d, exp_avg + i);
-    hn::StoreU(v, d, exp_avg_sq + i);
-    hn::StoreU(hn::Sub(w, change), d, weight + i);
+    store(m, d, exp_avg + i);
+    store(v, d, exp_avg_sq + i);
+    const auto updated = hn::Sub(w, change);
+    store(updated, d, weight + i);
+    if constexpr (sizeof(T) == 4) {
+      if (rounded) store(updated, d, rounded + i);
+    }
   });
 }
 
@@ -63,6 +68,8 @@ void run(Stream& stream, const AdamW& args) {
   expect(args.gradient, "AdamW.gradient", dtype, {count});
   expect(args.exp_avg, "AdamW.exp_avg", dtype, {count});
   expect(args.exp_avg_sq, "AdamW.exp_avg_sq", dtype, {count});
+  expect_or_empty(args.rounded, "AdamW.rounded", DType::bf16, {count});
+  TRANSXSSM_CHECK(!args.rounded || dtype == DType::f32, "AdamW.rounded of {} weights", dtype_name(dtype));
   TRANSXSSM_CHECK(args.step >= 1, "AdamW.step is {}, but the first step is 1", args.step);
   // A multiple of every vector length: no element changes between vector and single-lane code with the
   // threads.

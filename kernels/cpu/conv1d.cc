@@ -32,27 +32,27 @@ HWY_BEFORE_NAMESPACE();
 namespace transxssm::cpu::HWY_NAMESPACE {
 
 // The parameters of one tile of channels, [K, tile].
-template <class T>
+template <class A>
 struct TileWeights {
   TileWeights(const Tensor& weight, const Tensor& bias_of_all, int64_t tile)
       : begin(tile * kConvTile),
         count(std::min(kConvTile, weight.size(0) - begin)),
         taps(weight.size(1)),
-        bias(bias_of_all.data<T>() + begin) {
+        bias(bias_of_all.data<A>() + begin) {
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < taps; ++k) tap[k][i] = *address<T>(weight, begin + i, k);
+      for (int64_t k = 0; k < taps; ++k) tap[k][i] = *address<A>(weight, begin + i, k);
   }
   int64_t begin, count, taps;
-  const T* bias;
-  T tap[kMaxConvTaps][kConvTile];
+  const A* bias;
+  A tap[kMaxConvTaps][kConvTile];
 };
 
 // The inputs that token t of row b sees: in[k] for k in [first, K), the tile's channels of token t - K + 1 +
 // k.
 template <class T>
 struct Taps {
-  Taps(const Tensor& x, const Tensor& start, const Tensor& window, const TileWeights<T>& tile, int64_t b,
-       int64_t t) {
+  Taps(const Tensor& x, const Tensor& start, const Tensor& window, const TileWeights<Arithmetic<T>>& tile,
+       int64_t b, int64_t t) {
     const auto* starts = start ? address<const uint8_t>(start, b) : nullptr;
     first = tile.taps;
     for (int64_t token = t; first > 0; --token) {
@@ -69,21 +69,21 @@ struct Taps {
 
 // bias + sum over k of weight[k] in[k], for the channels of one vector.
 template <class T, class D>
-HWY_INLINE hn::Vec<D> sum_taps(D d, const TileWeights<T>& tile, const Taps<T>& taps, int64_t first,
-                               int64_t end, int64_t i) {
-  auto sum = hn::LoadU(d, tile.bias + i);
+HWY_INLINE hn::Vec<D> sum_taps(D d, const TileWeights<Arithmetic<T>>& tile, const Taps<T>& taps,
+                               int64_t first, int64_t end, int64_t i) {
+  auto sum = load(d, tile.bias + i);
   for (int64_t k = first; k < end; ++k)
-    sum = hn::MulAdd(hn::LoadU(d, tile.tap[k] + i), hn::LoadU(d, taps.in[k] + i), sum);
+    sum = hn::MulAdd(load(d, tile.tap[k] + i), load(d, taps.in[k] + i), sum);
   return sum;
 }
 
 // One token of a tile. kFull: the number of taps where it is known and all are seen, else zero.
 template <int64_t kFull, class T>
-HWY_INLINE void forward_token(const TileWeights<T>& tile, const Taps<T>& taps, T* y) {
+HWY_INLINE void forward_token(const TileWeights<Arithmetic<T>>& tile, const Taps<T>& taps, T* y) {
   const int64_t first = kFull ? 0 : taps.first, end = kFull ? kFull : tile.taps;
-  for_lanes<T>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
+  for_lanes<Arithmetic<T>>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
     const auto sum = sum_taps(d, tile, taps, first, end, i);
-    hn::StoreU(hn::Mul(sum, sigmoid(d, sum)), d, y + i);
+    store(hn::Mul(sum, sigmoid(d, sum)), d, y + i);
   });
 }
 
@@ -92,7 +92,7 @@ template <class T>
 void forward(const Conv1dForward& args, int64_t begin, int64_t end) {
   const int64_t tokens = args.x.size(1), tiles = num_conv_tiles(args.x.size(2));
   for (int64_t index = 0; index < tiles; ++index) {
-    const TileWeights<T> tile(args.weight, args.bias, index);
+    const TileWeights<Arithmetic<T>> tile(args.weight, args.bias, index);
     for (int64_t token = begin; token < end; ++token) {
       const int64_t b = token / tokens, t = token % tokens;
       const Taps<T> taps(args.x, args.start, args.initial_window, tile, b, t);
@@ -106,28 +106,35 @@ void forward(const Conv1dForward& args, int64_t begin, int64_t end) {
 }
 
 // Sums over tokens of one tile: of g x for each tap, and, last, of g.
-template <class T>
+template <class A>
 struct TileSums {
-  T of[kMaxConvTaps + 1][kConvTile] = {};
+  A of[kMaxConvTaps + 1][kConvTile] = {};
+};
+
+// Gradients of a tile's inputs that later tokens still add to, in the rows token % kMaxConvTaps.
+template <class A>
+struct Pending {
+  A* operator[](int64_t token) { return rows[token % kMaxConvTaps]; }
+  A rows[kMaxConvTaps][kConvTile];
 };
 
 // With g = dy silu'(sum), this token adds weight[k] g to dx of each token it sees; its own dx is written
 // first.
-template <int64_t kFull, class T>
-HWY_INLINE void backward_token(const TileWeights<T>& tile, const Taps<T>& taps, const T* dy,
-                               T* const (&dx)[kMaxConvTaps], TileSums<T>& sums) {
+template <int64_t kFull, class T, class A>
+HWY_INLINE void backward_token(const TileWeights<A>& tile, const Taps<T>& taps, const T* dy,
+                               A* const (&dx)[kMaxConvTaps], TileSums<A>& sums) {
   const int64_t first = kFull ? 0 : taps.first, end = kFull ? kFull : tile.taps;
-  for_lanes<T>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
+  for_lanes<A>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
     const auto sum = sum_taps(d, tile, taps, first, end, i);
-    const auto g = hn::Mul(hn::LoadU(d, dy + i), silu_slope(d, sum, sigmoid(d, sum)));
+    const auto g = hn::Mul(load(d, dy + i), silu_slope(d, sum, sigmoid(d, sum)));
     for (int64_t k = first; k < end; ++k) {
-      T* d_tap = sums.of[k] + i;
-      hn::StoreU(hn::MulAdd(g, hn::LoadU(d, taps.in[k] + i), hn::LoadU(d, d_tap)), d, d_tap);
-      const auto later = k == end - 1 ? hn::Zero(d) : hn::LoadU(d, dx[k] + i);
-      hn::StoreU(hn::MulAdd(g, hn::LoadU(d, tile.tap[k] + i), later), d, dx[k] + i);
+      A* d_tap = sums.of[k] + i;
+      store(hn::MulAdd(g, load(d, taps.in[k] + i), load(d, d_tap)), d, d_tap);
+      const auto later = k == end - 1 ? hn::Zero(d) : load(d, dx[k] + i);
+      store(hn::MulAdd(g, load(d, tile.tap[k] + i), later), d, dx[k] + i);
     }
-    T* d_bias = sums.of[end] + i;
-    hn::StoreU(hn::Add(g, hn::LoadU(d, d_bias)), d, d_bias);
+    A* d_bias = sums.of[end] + i;
+    store(hn::Add(g, load(d, d_bias)), d, d_bias);
   });
 }
 
@@ -135,21 +142,28 @@ HWY_INLINE void backward_token(const TileWeights<T>& tile, const Taps<T>& taps, 
 // the row's sums over tokens to `totals` [K+1,C].
 template <class T>
 void backward(const Conv1dBackward& args, const Tensor& totals, int64_t b, int64_t index) {
+  using A = Arithmetic<T>;
   const int64_t tokens = args.x.size(1);
-  const TileWeights<T> tile(args.weight, args.bias, index);
-  TileSums<T> sums;  // of at most kRowsPerPartial tokens
+  const TileWeights<A> tile(args.weight, args.bias, index);
+  TileSums<A> sums;  // of at most kRowsPerPartial tokens
+  Pending<A> pending;
   for (int64_t k = 0; k <= tile.taps; ++k)
     std::fill_n(address<double>(totals, k, tile.begin), tile.count, 0.0);
+  const auto finish = [&](int64_t token) HWY_ATTR {
+    const A* from = pending[token];
+    T* to = address<T>(args.dx, b, token, tile.begin);
+    for_lanes<A>(tile.count, [&](auto d, int64_t i) HWY_ATTR { store(load(d, from + i), d, to + i); });
+  };
   for (int64_t t = 0; t < tokens; ++t) {
     const Taps<T> taps(args.x, args.start, Tensor(), tile, b, t);
     const T* dy = address<const T>(args.dy, b, t, tile.begin);
-    T* dx[kMaxConvTaps];
-    for (int64_t k = taps.first; k < tile.taps; ++k)
-      dx[k] = address<T>(args.dx, b, t - tile.taps + 1 + k, tile.begin);
+    A* dx[kMaxConvTaps];
+    for (int64_t k = taps.first; k < tile.taps; ++k) dx[k] = pending[t - tile.taps + 1 + k];
     if (tile.taps == kUsualConvTaps && taps.first == 0)
       backward_token<kUsualConvTaps>(tile, taps, dy, dx, sums);
     else
       backward_token<0>(tile, taps, dy, dx, sums);
+    if (t - tile.taps + 1 >= 0) finish(t - tile.taps + 1);
     if ((t + 1) % kRowsPerPartial != 0 && t + 1 != tokens) continue;
     for (int64_t k = 0; k <= tile.taps; ++k) {
       double* total = address<double>(totals, k, tile.begin);
@@ -157,14 +171,14 @@ void backward(const Conv1dBackward& args, const Tensor& totals, int64_t b, int64
     }
     sums = {};
   }
+  for (int64_t t = std::max<int64_t>(0, tokens - tile.taps + 1); t < tokens; ++t) finish(t);
 }
 
 void forward_tokens(const Conv1dForward& args, int64_t begin, int64_t end) {
-  args.x.dtype() == DType::f32 ? forward<float>(args, begin, end) : forward<double>(args, begin, end);
+  with_type(args.x.dtype(), [&](auto type) { forward<decltype(type)>(args, begin, end); });
 }
 void backward_tile(const Conv1dBackward& args, const Tensor& totals, int64_t b, int64_t index) {
-  args.x.dtype() == DType::f32 ? backward<float>(args, totals, b, index)
-                               : backward<double>(args, totals, b, index);
+  with_type(args.x.dtype(), [&](auto type) { backward<decltype(type)>(args, totals, b, index); });
 }
 
 }  // namespace transxssm::cpu::HWY_NAMESPACE
@@ -221,14 +235,14 @@ void add_totals(const Tensor& totals, const Tensor& d_weight, const Tensor& d_bi
 }  // namespace
 
 void run(Stream& stream, const Conv1dForward& args) {
-  expect_float(args.x, "Conv1dForward.x");
-  const DType dtype = args.x.dtype();
+  expect_activation(args.x, "Conv1dForward.x");
+  const DType dtype = args.x.dtype(), sums = arithmetic_dtype(dtype);
   TRANSXSSM_CHECK(args.x.rank() == 3, "Conv1dForward.x is {}", args.x.shape().to_string());
   const int64_t rows = args.x.size(0), tokens = args.x.size(1), channels = args.x.size(2);
   expect(args.x, "Conv1dForward.x", dtype, {rows, tokens, channels});
-  check_weight(args.weight, "Conv1dForward.weight", dtype, channels);
+  check_weight(args.weight, "Conv1dForward.weight", sums, channels);
   const int64_t window = args.weight.size(1) - 1;
-  expect(args.bias, "Conv1dForward.bias", dtype, {channels});
+  expect(args.bias, "Conv1dForward.bias", sums, {channels});
   expect_or_empty(args.start, "Conv1dForward.start", DType::u8, {rows, tokens});
   expect_or_empty(args.initial_window, "Conv1dForward.initial_window", dtype, {rows, window, channels});
   expect(args.y, "Conv1dForward.y", dtype, {rows, tokens, channels});
@@ -241,20 +255,20 @@ void run(Stream& stream, const Conv1dForward& args) {
 }
 
 void run(Stream& stream, const Conv1dBackward& args) {
-  expect_float(args.x, "Conv1dBackward.x");
-  const DType dtype = args.x.dtype();
+  expect_activation(args.x, "Conv1dBackward.x");
+  const DType dtype = args.x.dtype(), sums = arithmetic_dtype(dtype);
   TRANSXSSM_CHECK(args.x.rank() == 3, "Conv1dBackward.x is {}", args.x.shape().to_string());
   const int64_t rows = args.x.size(0), tokens = args.x.size(1), channels = args.x.size(2);
   const Shape shape{rows, tokens, channels};
   expect(args.x, "Conv1dBackward.x", dtype, shape);
-  check_weight(args.weight, "Conv1dBackward.weight", dtype, channels);
+  check_weight(args.weight, "Conv1dBackward.weight", sums, channels);
   const int64_t taps = args.weight.size(1);
-  expect(args.bias, "Conv1dBackward.bias", dtype, {channels});
+  expect(args.bias, "Conv1dBackward.bias", sums, {channels});
   expect_or_empty(args.start, "Conv1dBackward.start", DType::u8, {rows, tokens});
   expect(args.dy, "Conv1dBackward.dy", dtype, shape);
   expect(args.dx, "Conv1dBackward.dx", dtype, shape);
-  expect(args.d_weight, "Conv1dBackward.d_weight", dtype, {channels, taps});
-  expect(args.d_bias, "Conv1dBackward.d_bias", dtype, {channels});
+  expect(args.d_weight, "Conv1dBackward.d_weight", sums, {channels, taps});
+  expect(args.d_bias, "Conv1dBackward.d_bias", sums, {channels});
   const Shape shape_of_totals{rows, taps + 1, channels};
   Scratch scratch(stream, shape_of_totals.num_elements() * dtype_bytes(DType::f64) + kAlignment);
   const Tensor totals = scratch.carver().take(DType::f64, shape_of_totals);
@@ -263,8 +277,8 @@ void run(Stream& stream, const Conv1dBackward& args) {
     HWY_DYNAMIC_DISPATCH(backward_tile)(args, totals.select(0, item / tiles), item / tiles, item % tiles);
   });
   parallel_ranges(stream, channels, row_grain(rows * taps), [&](int64_t begin, int64_t end) {
-    dtype == DType::f32 ? add_totals<float>(totals, args.d_weight, args.d_bias, begin, end)
-                        : add_totals<double>(totals, args.d_weight, args.d_bias, begin, end);
+    sums == DType::f32 ? add_totals<float>(totals, args.d_weight, args.d_bias, begin, end)
+                       : add_totals<double>(totals, args.d_weight, args.d_bias, begin, end);
   });
 }
 

@@ -73,6 +73,22 @@ void with_type(DType dtype, Fn&& fn) {
     fn(double{});
 }
 
+// Calls fn(S{}, T{}) with the types of a residual stream and of the branches that meet it: the same, or f32
+// and bf16.
+template <class Fn>
+void with_types(DType stream, DType branch, Fn&& fn) {
+  if (stream == branch)
+    with_type(branch, [&](auto type) { fn(type, type); });
+  else
+    fn(float{}, BFloat16{});
+}
+// An internal error unless the two are such a pair.
+inline void expect_stream(const Tensor& stream, const char* name, DType branch) {
+  expect_activation(stream, name);
+  TRANSXSSM_CHECK(stream.dtype() == branch || (stream.dtype() == DType::f32 && branch == DType::bf16),
+                  "{} is {} beside {}", name, dtype_name(stream.dtype()), dtype_name(branch));
+}
+
 // Fewest rows worth a thread of their own.
 inline int64_t row_grain(int64_t width) {
   return std::max<int64_t>(1, 8192 / std::max<int64_t>(width, 1));
