@@ -1,0 +1,130 @@
+// Operands of block products in the layouts kernels/cpu/block_gemm_bf16.h names, for any type: where products
+// take no pairs, `rows` and `pairs` are the matrix itself. So that one text serves f64, f32 and bf16.
+// Compiled once an instruction set: hence the guard that toggles.
+#if defined(TRANSXSSM_KERNELS_CPU_BLOCK_GEMM_OPERANDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TRANSXSSM_KERNELS_CPU_BLOCK_GEMM_OPERANDS_INL_H_
+#undef TRANSXSSM_KERNELS_CPU_BLOCK_GEMM_OPERANDS_INL_H_
+#else
+#define TRANSXSSM_KERNELS_CPU_BLOCK_GEMM_OPERANDS_INL_H_
+#endif
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cpu/block_gemm_bf16.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/simd-inl.h"
+#include "runtime/cpu_features.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace transxssm::cpu::HWY_NAMESPACE {
+
+// Types of a kernel made of block products.
+template <class Storage_, class Operand_>
+struct Precision {
+  using Storage = Storage_;          // activations in memory
+  using Operand = Operand_;          // operands of block products
+  using Real = Arithmetic<Storage>;  // everything else
+};
+
+// Calls fn(Precision) for activations of this dtype: bf16 operands where the processor multiplies them.
+template <class Fn>
+void with_precision(DType dtype, Fn&& fn) {
+  if (dtype == DType::f32) return fn(Precision<float, float>{});
+  if (dtype == DType::f64) return fn(Precision<double, double>{});
+  if constexpr (HWY_TARGET <= HWY_AVX3) {
+    if (cpu_has_bf16()) return fn(Precision<BFloat16, BFloat16>{});
+  }
+  fn(Precision<BFloat16, float>{});
+}
+
+// Elements of an operand that a step along the depth takes.
+template <class E>
+constexpr int64_t kPair = std::is_same_v<E, BFloat16> ? 2 : 1;
+
+// A tile as operand: in `rows` or in `pairs`.
+template <class E>
+struct Operand {
+  const E* data;
+  int64_t ld;
+  // As a left operand: of `rows` the matrix, of `pairs` its transpose.
+  StridedMatrix<E> rows() const { return {data, ld, kPair<E>}; }
+  StridedMatrix<E> transposed() const { return {data, kPair<E>, kPair<E> * ld}; }
+};
+
+// Elements that `pairs` of so many rows and columns take.
+template <class E>
+constexpr int64_t pairs_size(int64_t rows, int64_t columns) {
+  return (rows + kPair<E> - 1) / kPair<E> * kPair<E> * columns;
+}
+
+// One element.
+template <class T, class S>
+T widened(S x) {
+  if constexpr (std::is_same_v<S, T>) {
+    return x;
+  } else {
+    return to_float(x);
+  }
+}
+template <class T, class S>
+void round_to(T x, S* to) {
+  if constexpr (std::is_same_v<S, T>) {
+    *to = x;
+  } else {
+    *to = to_bfloat16(x);
+  }
+}
+
+// Copies `count` rows of `width` elements; bf16 is widened where `to` is not, and rounded to.
+template <class S, class E>
+void pack(const S* from, int64_t stride, int64_t count, int64_t width, E* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    if constexpr (std::is_same_v<S, E>) {
+      std::copy_n(from + i * stride, width, to + i * width);
+    } else {
+      for_lanes<float>(width, [&](auto d, int64_t j)
+                                  HWY_ATTR { store(load(d, from + i * stride + j), d, to + i * width + j); });
+    }
+  }
+}
+
+// `rows` of a tile: the tile itself, or in `buffer`, rows `columns` apart.
+template <class E, class T>
+Operand<E> as_rows(int64_t rows, int64_t columns, const T* tile, int64_t ld, E* buffer) {
+  if constexpr (std::is_same_v<E, T>) {
+    return {tile, ld};
+  } else if constexpr (std::is_same_v<E, BFloat16>) {
+    pack_rows(rows, columns, tile, ld, buffer, columns);
+    return {buffer, columns};
+  } else {
+    pack(tile, ld, rows, columns, buffer);
+    return {buffer, columns};
+  }
+}
+
+// `pairs` of a tile, in the same way; `buffer` takes pairs_size.
+template <class E, class T>
+Operand<E> as_pairs(int64_t rows, int64_t columns, const T* tile, int64_t ld, E* buffer) {
+  if constexpr (std::is_same_v<E, BFloat16>) {
+    pack_pairs(rows, columns, tile, ld, buffer, columns);
+    return {buffer, columns};
+  } else {
+    return as_rows(rows, columns, tile, ld, buffer);
+  }
+}
+
+// `columns` of a tile.
+template <class E, class T>
+void write_columns(int64_t rows, int64_t columns, const T* tile, int64_t ld, E* out, int64_t ld_out) {
+  if constexpr (std::is_same_v<E, BFloat16>) {
+    pack_columns(rows, columns, tile, ld, out, ld_out);
+  } else {
+    transpose(rows, columns, tile, ld, out, ld_out);
+  }
+}
+
+}  // namespace transxssm::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
