@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/backends.h"
 #include "launch/command.h"
 #include "launch/commands/checkpoint.h"
 #include "launch/commands/data.h"
@@ -59,6 +60,7 @@ int fail(ExitCode code, const char* message) {
 int main(int argc, char** argv) {
   using namespace transxssm;
   try {
+    register_backends();
     return run_program(program(), std::vector<std::string>(argv + 1, argv + argc));
   } catch (const Error& error) {
     return fail(error.code(), error.what());

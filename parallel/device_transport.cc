@@ -136,6 +136,14 @@ void DeviceTransport::begin_collective(const char* operation, int64_t bytes, int
   communicator_.begin_collective(operation, bytes, detail);
 }
 
+void DeviceTransport::share_from_first(const Tensor& host_tensor) {
+  const Traffic payload = communicator_.traffic_;
+  const int64_t number = communicator_.num_collectives_;
+  communicator_.broadcast(host_tensor, 0);
+  communicator_.traffic_ = payload;
+  communicator_.num_collectives_ = number;
+}
+
 Transfer* DeviceTransport::start_host_send(const Tensor& staged, int destination) {
   return communicator_.start_send(Communicator::Channel::point_to_point, staged.raw(), staged.num_bytes(),
                                   destination);

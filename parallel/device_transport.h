@@ -42,6 +42,8 @@ class DeviceTransport {
   // For transports that do not go through the communicator's own collectives: counts one that sends `sent`
   // bytes, and compares it with the other ranks' where that is asked for.
   void begin_collective(const char* operation, int64_t bytes, int64_t detail, int64_t sent);
+  // From rank 0 to all, between hosts; what makes groups is not the program's traffic.
+  void share_from_first(const Tensor& host_tensor);
   // Messages between hosts, on the channel of sends and receives.
   Transfer* start_host_send(const Tensor& staged, int destination);
   Transfer* start_host_receive(const Tensor& staged, int source);

@@ -1,0 +1,7 @@
+#include "launch/backends.h"
+
+namespace transxssm {
+
+void register_backends() {}
+
+}  // namespace transxssm
