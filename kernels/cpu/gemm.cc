@@ -1,8 +1,9 @@
 #include <dnnl.h>
 
 #include <algorithm>
-#include <limits>
 
+#include "kernels/cpu/gemm_bf16.h"
+#include "kernels/cpu/gemm_matrix.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/rows.h"
 
@@ -10,7 +11,6 @@ namespace transxssm::cpu {
 
 namespace {
 
-// A row-major matrix with the row stride BLAS accepts: a single row may have any.
 template <class T>
 struct Matrix {
   T* data;
@@ -19,13 +19,7 @@ struct Matrix {
 
 template <class T>
 Matrix<T> matrix(const Tensor& tensor, const char* name) {
-  const int64_t rows = tensor.size(0), columns = tensor.size(1);
-  const int64_t row_stride = rows > 1 ? tensor.stride(0) : std::max<int64_t>(1, columns);
-  TRANSXSSM_CHECK(row_stride >= columns, "{} has rows of {} elements only {} apart", name, columns,
-                  row_stride);
-  TRANSXSSM_CHECK(std::max({rows, columns, row_stride}) <= std::numeric_limits<int32_t>::max(),
-                  "{} {} is larger than a matrix product takes", name, tensor.shape().to_string());
-  return {tensor.data<T>(), row_stride};
+  return {tensor.data<T>(), row_stride(tensor, name)};
 }
 
 void product_f32(const Gemm& args, int64_t m, int64_t n, int64_t k) {
@@ -71,29 +65,73 @@ void product_f64(Stream& stream, const Gemm& args, int64_t m, int64_t n, int64_t
   });
 }
 
+// Rows and columns of a block of op(matrix).
+Tensor block(const Tensor& matrix, bool transposed, int64_t row, int64_t rows, int64_t column,
+             int64_t columns) {
+  const int row_dim = transposed ? 1 : 0;
+  return matrix.slice(row_dim, row, rows).slice(1 - row_dim, column, columns);
+}
+
+// Where the CPU does not multiply bf16: blocks of a and b are widened, and c is rounded, once.
+void product_widened(Stream& stream, const Gemm& args, int64_t m, int64_t n, int64_t k) {
+  constexpr int64_t kBlock = 512;  // three in f32 take 3 MB; widening costs a twentieth of the products
+  const int64_t size = kBlock * kBlock;
+  Scratch scratch(stream, 3 * (size * dtype_bytes(DType::f32) + kAlignment));
+  Carver carver = scratch.carver();
+  const Tensor memory[3] = {carver.take(DType::f32, {size}), carver.take(DType::f32, {size}),
+                            carver.take(DType::f32, {size})};
+  const auto part = [&](int which, const Shape& of) {
+    return memory[which].slice(0, 0, of.num_elements()).reshape(of);
+  };
+  for (int64_t i = 0; i < m; i += kBlock)
+    for (int64_t j = 0; j < n; j += kBlock) {
+      const int64_t rows = std::min(kBlock, m - i), columns = std::min(kBlock, n - j);
+      const Tensor out = block(args.c, false, i, rows, j, columns);
+      const Tensor sums = out.dtype() == DType::f32 ? out : part(2, {rows, columns});
+      for (int64_t l = 0; l < k; l += kBlock) {
+        const int64_t depth = std::min(kBlock, k - l);
+        const Tensor from_a = block(args.a, args.transpose_a, i, rows, l, depth),
+                     from_b = block(args.b, args.transpose_b, l, depth, j, columns);
+        const Tensor a = part(0, from_a.shape()), b = part(1, from_b.shape());
+        cpu::run(stream, Copy{from_a, a});
+        cpu::run(stream, Copy{from_b, b});
+        product_f32({a, b, sums, args.transpose_a, args.transpose_b, args.accumulate || l > 0}, rows, columns,
+                    depth);
+      }
+      if (out.dtype() == DType::bf16) cpu::run(stream, Copy{sums, out});
+    }
+}
+
 }  // namespace
 
 void run(Stream& stream, const Gemm& args) {
-  expect_float(args.c, "Gemm.c");
-  const DType dtype = args.c.dtype();
+  const DType dtype = args.a.dtype(), sums = args.c.dtype();
+  expect_activation(args.c, "Gemm.c");
+  TRANSXSSM_CHECK(dtype == sums || (dtype == DType::bf16 && sums == DType::f32), "product of {} into {}",
+                  dtype_name(dtype), dtype_name(sums));
+  TRANSXSSM_CHECK(!(args.accumulate && sums == DType::bf16), "sums of products added up in bf16");
   const int64_t m = args.c.size(0), n = args.c.size(1),
                 k = args.transpose_a ? args.a.size(0) : args.a.size(1);
   expect(args.a, "Gemm.a", dtype, args.transpose_a ? Shape{k, m} : Shape{m, k});
   expect(args.b, "Gemm.b", dtype, args.transpose_b ? Shape{n, k} : Shape{k, n});
-  expect(args.c, "Gemm.c", dtype, {m, n});
+  expect(args.c, "Gemm.c", sums, {m, n});
   if (m == 0 || n == 0) return;
   if (k == 0) {
     if (args.accumulate) return;
-    const int64_t bytes = n * dtype_bytes(dtype);
+    const int64_t size = dtype_bytes(sums);
     for (int64_t i = 0; i < m; ++i)
-      std::fill_n(static_cast<std::byte*>(args.c.raw()) + i * args.c.stride(0) * dtype_bytes(dtype), bytes,
+      std::fill_n(static_cast<std::byte*>(args.c.raw()) + i * args.c.stride(0) * size, n * size,
                   std::byte{0});
     return;
   }
-  if (dtype == DType::f32)
-    product_f32(args, m, n, k);
-  else
+  omp_set_num_threads(
+      stream.num_threads());  // oneDNN takes the calling thread's, whichever stream set it last
+  if (dtype == DType::f64)
     product_f64(stream, args, m, n, k);
+  else if (dtype == DType::f32)
+    product_f32(args, m, n, k);
+  else if (!product_bf16(stream, args))
+    product_widened(stream, args, m, n, k);
 }
 
 }  // namespace transxssm::cpu
