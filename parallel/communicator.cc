@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "parallel/combine.h"
+#include "runtime/trace.h"
 #include "parallel/device_transport.h"
 
 namespace transxssm {
@@ -69,6 +70,7 @@ void Request::cancel() {
 
 void Request::wait() {
   if (transfer_ == nullptr) return;
+  const Span span(is_send_ ? Activity::communication : Activity::bubble, is_send_ ? "send" : "receive");
   Communicator::Pending pending{std::exchange(transfer_, nullptr), peer_};
   communicator_->wait_for({&pending, 1}, is_send_ ? "send" : "receive", sequence_);
 }
@@ -263,6 +265,7 @@ void Communicator::reduce_pieces(const T* input, int64_t num_elements, T* output
 }
 
 void Communicator::all_reduce(const Tensor& x, ReduceOp op) {
+  const Span span(Activity::communication, "all_reduce");
   TRANSXSSM_CHECK(x.is_contiguous(), "all_reduce on '{}'", name_);
   if (size() == 1) return;
   if (on_device(x)) return device_->all_reduce(x, op);
@@ -274,6 +277,7 @@ void Communicator::all_reduce(const Tensor& x, ReduceOp op) {
 }
 
 void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op) {
+  const Span span(Activity::communication, "reduce_scatter");
   TRANSXSSM_CHECK(input.is_contiguous() && output.is_contiguous(), "reduce_scatter on '{}'", name_);
   TRANSXSSM_CHECK(input.dtype() == output.dtype() && input.num_elements() == output.num_elements() * size(),
                   "reduce_scatter of {} into {} elements on {} ranks", input.num_elements(),
@@ -293,6 +297,7 @@ void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, Red
 }
 
 void Communicator::all_gather(const Tensor& input, const Tensor& output) {
+  const Span span(Activity::communication, "all_gather");
   TRANSXSSM_CHECK(input.is_contiguous() && output.is_contiguous(), "all_gather on '{}'", name_);
   TRANSXSSM_CHECK(input.dtype() == output.dtype() && output.num_elements() == input.num_elements() * size(),
                   "all_gather of {} into {} elements on {} ranks", input.num_elements(),
@@ -315,6 +320,7 @@ void Communicator::all_gather(const Tensor& input, const Tensor& output) {
 }
 
 void Communicator::broadcast(const Tensor& x, int root) {
+  const Span span(Activity::communication, "broadcast");
   TRANSXSSM_CHECK(x.is_contiguous() && root >= 0 && root < size(), "broadcast from {} on '{}'", root, name_);
   if (size() == 1) return;
   if (on_device(x)) return device_->broadcast(x, root);
@@ -333,6 +339,7 @@ void Communicator::broadcast(const Tensor& x, int root) {
 // Dissemination (Hensgen, Finkel and Manber 1988): after round k a rank has heard, through others, of 2^k
 // ranks.
 void Communicator::barrier() {
+  const Span span(Activity::communication, "barrier");
   if (size() == 1) return;
   begin_collective("barrier", 0, 0);
   for (int distance = 1; distance < size(); distance *= 2) {

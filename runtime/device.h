@@ -18,6 +18,14 @@ struct Device {
   std::string to_string() const;  // "cpu", "cuda:1"
 };
 
+// A point in a device's queue of work.
+class DeviceMark {
+ public:
+  virtual ~DeviceMark() = default;
+  // Of the device's clock, from an earlier mark of the same device; waits for both.
+  virtual double seconds_since(const DeviceMark& earlier) const = 0;
+};
+
 // Work that a device does in order, behind the host's back.
 class DeviceQueue {
  public:
@@ -29,6 +37,8 @@ class DeviceQueue {
   virtual void wait_for(const DeviceQueue& other) = 0;
   // Waits for all that was queued; throws DeviceError where some of it failed.
   virtual void synchronize() = 0;
+  // The end of what is queued by now.
+  virtual std::unique_ptr<DeviceMark> mark() = 0;
   // The backend's own handle (a cudaStream_t).
   virtual void* native() const = 0;
 };

@@ -14,6 +14,17 @@ namespace {
 
 constexpr double kGiB = 1 << 30;
 
+class CudaMark final : public DeviceMark {
+ public:
+  explicit CudaMark(cudaStream_t stream) : event_(true) { event_.record(stream); }
+  double seconds_since(const DeviceMark& earlier) const override {
+    return 1e-3 * event_.milliseconds_since(static_cast<const CudaMark&>(earlier).event_);
+  }
+
+ private:
+  EventHandle event_;
+};
+
 class CudaQueue final : public DeviceQueue {
  public:
   void copy(const void* from, void* to, int64_t bytes) override {
@@ -29,6 +40,7 @@ class CudaQueue final : public DeviceQueue {
     reached_.block(stream_.get());
   }
   void synchronize() override { stream_.synchronize(); }
+  std::unique_ptr<DeviceMark> mark() override { return std::make_unique<CudaMark>(stream_.get()); }
   void* native() const override { return stream_.get(); }
 
  private:

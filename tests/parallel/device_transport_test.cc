@@ -1,5 +1,6 @@
 // Device tensors staged through pinned memory, on a device that is host memory whose queues do nothing until
 // the host waits for them: a missing wait shows as wrong elements.
+#include "tests/support/clock_mark.h"
 #include "parallel/device_transport.h"
 
 #include <gtest/gtest.h>
@@ -32,6 +33,7 @@ class LazyQueue final : public DeviceQueue {
     for (const auto& one : work_) one();
     work_.clear();
   }
+  std::unique_ptr<DeviceMark> mark() override { return std::make_unique<ClockMark>(); }
   void* native() const override { return nullptr; }
 
  private:

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <deque>
 
+#include "tests/support/clock_mark.h"
 #include "runtime/error.h"
 
 namespace transxssm {
@@ -38,6 +39,7 @@ class GuardedQueue final : public DeviceQueue {
     device_.count_wait();
     device_.run_open([this] { drain(added_); });
   }
+  std::unique_ptr<DeviceMark> mark() override { return std::make_unique<ClockMark>(); }
   void* native() const override { return nullptr; }
 
   void add(std::function<void()> work) {

@@ -1,0 +1,117 @@
+#include "runtime/trace.h"
+
+#include <nlohmann/json.hpp>
+
+#include <numeric>
+
+namespace transxssm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Of the calling thread.
+struct Account {
+  ActivitySeconds seconds;
+  Activity current = Activity::other;
+  Clock::time_point since = Clock::now();
+
+  void change_to(Activity next) {
+    const Clock::time_point now = Clock::now();
+    seconds.seconds[static_cast<size_t>(current)] += std::chrono::duration<double>(now - since).count();
+    since = now;
+    current = next;
+  }
+};
+
+thread_local Account account;
+thread_local Trace* installed = nullptr;
+
+}  // namespace
+
+struct Trace::OnDevice {
+  const char* name;
+  Activity activity;
+  std::unique_ptr<DeviceMark> begin, end;
+};
+
+const char* activity_name(Activity activity) {
+  constexpr std::array<const char*, kNumActivities> names = {"other",  "compute", "communication",
+                                                             "bubble", "data",    "optimizer"};
+  return names[static_cast<size_t>(activity)];
+}
+
+double ActivitySeconds::total() const {
+  return std::accumulate(seconds.begin(), seconds.end(), 0.0);
+}
+
+ActivitySeconds take_activity_seconds() {
+  account.change_to(account.current);
+  return std::exchange(account.seconds, {});
+}
+
+Trace::Trace() : start_(Clock::now()) {
+  TRANSXSSM_CHECK(installed == nullptr, "a thread has one trace at a time");
+  installed = this;
+}
+
+Trace::~Trace() {
+  installed = nullptr;
+}
+
+std::vector<TraceEvent> Trace::take() {
+  if (!on_device_.empty()) {
+    const DeviceMark& origin = *on_device_.front().begin;
+    for (const OnDevice& e : on_device_)
+      events_.push_back({.name = e.name,
+                         .activity = e.activity,
+                         .begin = e.begin->seconds_since(origin),
+                         .end = e.end->seconds_since(origin),
+                         .device = true});
+    on_device_.clear();
+  }
+  return std::exchange(events_, {});
+}
+
+Span::Span(Activity activity, const char* name, Stream* stream)
+    : outer_(account.current), activity_(activity), name_(name), stream_(stream) {
+  account.change_to(activity);
+  if (installed == nullptr) return;
+  begin_ = installed->now();
+  if (stream != nullptr && stream->queue() != nullptr) device_begin_ = stream->queue()->mark();
+}
+
+Span::~Span() {
+  account.change_to(outer_);
+  if (installed == nullptr) return;
+  if (device_begin_)
+    installed->on_device_.push_back({name_, activity_, std::move(device_begin_), stream_->queue()->mark()});
+  installed->events_.push_back({name_, activity_, begin_, installed->now()});
+}
+
+std::string to_chrome_trace(const std::vector<RankTrace>& ranks) {
+  using nlohmann::json;
+  json events = json::array();
+  constexpr int kHostRow = 0, kDeviceRow = 1;
+  const auto name_row = [&](int rank, int row, const char* kind, const std::string& name) {
+    events.push_back({{"ph", "M"}, {"pid", rank}, {"tid", row}, {"name", kind}, {"args", {{"name", name}}}});
+  };
+  for (const RankTrace& rank : ranks) {
+    name_row(rank.rank, kHostRow, "process_name", "rank " + std::to_string(rank.rank) + " on " + rank.host);
+    name_row(rank.rank, kHostRow, "thread_name", "host");
+    bool on_device = false;
+    for (const TraceEvent& e : rank.events) {
+      on_device = on_device || e.device;
+      events.push_back({{"ph", "X"},
+                        {"pid", rank.rank},
+                        {"tid", e.device ? kDeviceRow : kHostRow},
+                        {"name", e.name},
+                        {"cat", activity_name(e.activity)},
+                        {"ts", e.begin * 1e6},
+                        {"dur", (e.end - e.begin) * 1e6}});
+    }
+    if (on_device) name_row(rank.rank, kDeviceRow, "thread_name", "device");
+  }
+  return json{{"traceEvents", std::move(events)}, {"displayTimeUnit", "ms"}}.dump();
+}
+
+}  // namespace transxssm

@@ -1,0 +1,88 @@
+// What a rank does with its time: spans of named work. They always add up by activity (a few clock reads
+// each), for the metrics; while a Trace is installed each span is also kept, for the time by operation and
+// for a Chrome/Perfetto trace file. Everything here belongs to the thread it is called on, which is its
+// rank's.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/stream.h"
+
+namespace transxssm {
+
+enum class Activity : uint8_t { other, compute, communication, bubble, data, optimizer };
+inline constexpr int kNumActivities = 6;
+const char* activity_name(Activity activity);
+
+// Seconds of this thread by activity; an inner span's time counts as the inner's alone.
+struct ActivitySeconds {
+  std::array<double, kNumActivities> seconds{};
+  double operator[](Activity a) const { return seconds[static_cast<size_t>(a)]; }
+  double total() const;
+};
+// Since the last call; what is not in any span is `other`.
+ActivitySeconds take_activity_seconds();
+
+struct TraceEvent {
+  const char* name;  // lives as long as the program
+  Activity activity;
+  double begin = 0;  // seconds since the trace was made; on a device, of its own clock
+  double end = 0;
+  bool device = false;  // ran on the stream's device, not on the host
+};
+
+// Keeps the spans of the thread that made it, from then until it is destroyed. One a thread at a time.
+class Trace {
+ public:
+  Trace();
+  ~Trace();
+  Trace(const Trace&) = delete;
+  Trace& operator=(const Trace&) = delete;
+
+  // Everything so far, in order of completion; waits for the devices' part.
+  std::vector<TraceEvent> take();
+
+ private:
+  friend class Span;
+  struct OnDevice;
+  using Clock = std::chrono::steady_clock;
+  double now() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+  Clock::time_point start_;
+  std::vector<TraceEvent> events_;
+  std::vector<OnDevice> on_device_;
+};
+
+// A scope's work. With a stream of a device, the device's time for what the scope queues is kept as well.
+class Span {
+ public:
+  Span(Activity activity, const char* name, Stream* stream = nullptr);
+  ~Span();
+  Span(const Span&) = delete;
+  Span& operator=(const Span&) = delete;
+
+ private:
+  Activity outer_;
+  Activity activity_;
+  const char* name_;
+  Stream* stream_;
+  double begin_ = 0;
+  std::unique_ptr<DeviceMark> device_begin_;
+};
+
+// The spans of one rank as rows of a trace file: a row for the host and, where there are any, one for the
+// device.
+struct RankTrace {
+  int rank = 0;
+  std::string host;
+  std::vector<TraceEvent> events;
+};
+// Chrome's trace event format (JSON), which chrome://tracing and ui.perfetto.dev open.
+std::string to_chrome_trace(const std::vector<RankTrace>& ranks);
+
+}  // namespace transxssm
