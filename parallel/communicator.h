@@ -155,6 +155,7 @@ class Communicator {
  private:
   friend class Request;
   friend class DeviceTransport;
+  friend class Uncounted;
   struct Settings {
     std::chrono::nanoseconds timeout = std::chrono::seconds(300);
     bool check_collectives = false;

@@ -136,14 +136,6 @@ void DeviceTransport::begin_collective(const char* operation, int64_t bytes, int
   communicator_.begin_collective(operation, bytes, detail);
 }
 
-void DeviceTransport::share_from_first(const Tensor& host_tensor) {
-  const Traffic payload = communicator_.traffic_;
-  const int64_t number = communicator_.num_collectives_;
-  communicator_.broadcast(host_tensor, 0);
-  communicator_.traffic_ = payload;
-  communicator_.num_collectives_ = number;
-}
-
 Transfer* DeviceTransport::start_host_send(const Tensor& staged, int destination) {
   return communicator_.start_send(Communicator::Channel::point_to_point, staged.raw(), staged.num_bytes(),
                                   destination);
@@ -164,6 +156,7 @@ void use_device_transport(MakeDeviceTransport make) {
 
 std::string attach_device(Communicator& world, Stream& stream) {
   if (stream.device().is_cpu()) return "";
+  const Uncounted preparation(world);
   std::unique_ptr<DeviceTransport> transport;
   std::string reason = "this program has no other transport";
   if (registered != nullptr) transport = registered(world, stream, reason);

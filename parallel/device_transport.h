@@ -11,6 +11,25 @@
 
 namespace transxssm {
 
+// While it lives, what a communicator does counts as nobody's traffic: for what only prepares.
+class Uncounted {
+ public:
+  explicit Uncounted(Communicator& communicator)
+      : communicator_(communicator),
+        traffic_(communicator.traffic_),
+        number_(communicator.num_collectives_) {}
+  ~Uncounted() {
+    communicator_.traffic_ = traffic_;
+    communicator_.num_collectives_ = number_;
+  }
+  Uncounted(const Uncounted&) = delete;
+
+ private:
+  Communicator& communicator_;
+  const Traffic traffic_;
+  const int64_t number_;
+};
+
 class DeviceTransport {
  public:
   virtual ~DeviceTransport() = default;
@@ -42,8 +61,6 @@ class DeviceTransport {
   // For transports that do not go through the communicator's own collectives: counts one that sends `sent`
   // bytes, and compares it with the other ranks' where that is asked for.
   void begin_collective(const char* operation, int64_t bytes, int64_t detail, int64_t sent);
-  // From rank 0 to all, between hosts; what makes groups is not the program's traffic.
-  void share_from_first(const Tensor& host_tensor);
   // Messages between hosts, on the channel of sends and receives.
   Transfer* start_host_send(const Tensor& staged, int destination);
   Transfer* start_host_receive(const Tensor& staged, int source);

@@ -30,7 +30,11 @@ std::string text_of(ncclResult_t result, ncclComm_t comm) {
 NcclWatchdog::NcclWatchdog(int device) : thread_([this, device] { watch(device); }) {}
 
 NcclWatchdog::~NcclWatchdog() {
-  stop_ = true;
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  stopping_.notify_one();
   thread_.join();
 }
 
@@ -63,15 +67,14 @@ void NcclWatchdog::abort_all() {
 
 void NcclWatchdog::watch(int device) {
   use_device(device);
-  for (; !stop_; std::this_thread::sleep_for(kLook)) {
-    std::lock_guard lock(mutex_);
-    if (failed_) continue;
-    for (NcclGroup* group : groups_) {
-      message_ = group->fault();
-      if (message_.empty()) continue;
+  std::unique_lock lock(mutex_);
+  while (!stopping_.wait_for(lock, kLook, [this] { return stop_; })) {
+    for (size_t i = 0; i < groups_.size() && !failed_; ++i) {
+      const std::string fault = groups_[i]->fault();
+      if (fault.empty()) continue;
+      message_ = fault;
       failed_ = true;
       abort_all();
-      break;
     }
   }
 }

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -39,8 +40,10 @@ class NcclWatchdog {
   std::mutex mutex_;
   std::vector<NcclGroup*> groups_;
   std::string message_;
-  std::atomic<bool> failed_{false}, stop_{false};
-  std::thread thread_;
+  std::atomic<bool> failed_{false};
+  bool stop_ = false;
+  std::condition_variable stopping_;
+  std::thread thread_;  // last: it uses the others
 };
 
 class NcclGroup {

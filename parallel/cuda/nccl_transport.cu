@@ -52,7 +52,10 @@ class NcclTransport final : public DeviceTransport {
     ncclUniqueId id{};
     ncclResult_t status = ncclSuccess;
     if (communicator.rank() == 0) status = ncclGetUniqueId(&id);
-    share_from_first(Tensor(&id, DType::u8, {int64_t{sizeof id}}));
+    {
+      const Uncounted preparation(communicator);
+      communicator.broadcast(Tensor(&id, DType::u8, {int64_t{sizeof id}}), 0);
+    }
     if (status != ncclSuccess)  // the others find that nobody meets them
       throw CommunicationError("NCCL cannot start: {}", ncclGetLastError(nullptr));
     group_ = std::make_unique<NcclGroup>(watchdog_, id, communicator.rank(), communicator.size(), limit);

@@ -28,6 +28,14 @@ void use_settings(const Settings& settings);
 Settings settings();
 std::string to_string(const Settings& settings);  // "greedy, late copies"
 
+// The GPUs that the process sees, alike but for their numbers, and whether there is a driver.
+struct Machine {
+  int devices = 1;
+  int compute_major = 9;
+  bool driver = true;
+};
+void use_machine(const Machine& machine);
+
 // Names of the kernels that ran in this process, without template arguments.
 std::set<std::string> launched_kernels();
 

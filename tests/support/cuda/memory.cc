@@ -1,4 +1,4 @@
-// Devices and memory of the emulated CUDA runtime: one device, whose memory is the host's.
+// Devices and memory of the emulated CUDA runtime. The devices' memory is the host's.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/support/cuda/block.h"
+#include "tests/support/cuda/emulator.h"
 #include "tests/support/cuda/queue.h"
 
 namespace {
@@ -74,21 +75,38 @@ Memory& memory() {
   return *instance;
 }
 
-thread_local int current_device = 0;
+thread_local int thread_device = 0;
+transxssm::cuda::emulated::Machine machine;
+
+bool is_device(int device) {
+  return device >= 0 && device < machine.devices;
+}
 
 }  // namespace
 
+namespace transxssm::cuda::emulated {
+
+void use_machine(const Machine& wanted) {
+  machine = wanted;
+}
+int current_device() {
+  return thread_device;
+}
+
+}  // namespace transxssm::cuda::emulated
+
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
+  *count = machine.driver ? machine.devices : 0;
+  if (!machine.driver) return result(cudaErrorInsufficientDriver);
+  return *count > 0 ? cudaSuccess : result(cudaErrorNoDevice);
 }
 cudaError_t cudaSetDevice(int device) {
-  if (device != 0) return result(cudaErrorInvalidDevice);
-  current_device = device;
+  if (!is_device(device)) return result(cudaErrorInvalidDevice);
+  thread_device = device;
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
+  *device = thread_device;
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
@@ -100,10 +118,11 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return result(cudaErrorInvalidDevice);
+  if (!is_device(device)) return result(cudaErrorInvalidDevice);
   *properties = {};
+  properties->uuid.bytes[0] = static_cast<char>(device + 1);
   std::snprintf(properties->name, sizeof(properties->name), "emulated GPU");
-  properties->major = 9;
+  properties->major = machine.compute_major;
   properties->totalGlobalMem = kTotalBytes;
   properties->sharedMemPerBlock = 48 * 1024;
   properties->sharedMemPerBlockOptin = transxssm::cuda::emulated::kMaxSharedBytes;
@@ -117,10 +136,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return result(cudaErrorInvalidDevice);
+  if (!is_device(device)) return result(cudaErrorInvalidDevice);
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 9;
+      *value = machine.compute_major;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
       *value = 0;

@@ -29,6 +29,7 @@ thread_local std::string failure;
 }  // namespace
 
 struct CUstream_st {
+  int device = transxssm::cuda::emulated::current_device();
   std::shared_ptr<WorkQueue> queue = std::make_shared<WorkQueue>();
 };
 struct CUevent_st {
@@ -105,7 +106,10 @@ cudaError_t drain_all() {
   }
   cudaError_t status = cudaSuccess;
   for (CUstream_st* stream : all)
-    if (const cudaError_t failed = drain(stream); failed != cudaSuccess) status = failed;
+    if (stream->device != current_device()) {
+      continue;
+    } else if (const cudaError_t failed = drain(stream); failed != cudaSuccess)
+      status = failed;
   return status;
 }
 

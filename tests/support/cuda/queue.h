@@ -11,9 +11,11 @@ namespace transxssm::cuda::emulated {
 // (Settings::queues). cudaErrorLaunchFailure where something ran and failed; what it threw is then the text
 // of that error.
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
-// Runs all that the stream still has to do; of every stream.
+// Runs all that the stream still has to do; of every stream of this thread's device.
 cudaError_t drain(cudaStream_t stream);
 cudaError_t drain_all();
+// What cudaSetDevice set for this thread.
+int current_device();
 // Notes the error for cudaGetLastError and returns it.
 cudaError_t result(cudaError_t status);
 
