@@ -45,4 +45,13 @@ void for_dtypes(Fn&& fn) {
   (call(Types{}), ...);
 }
 
+// Calls fn(S{}, T{}) for the types of a residual stream and of the branches that meet it.
+template <class Fn>
+void for_stream_dtypes(Fn&& fn) {
+  for_dtypes<float, double, BFloat16>([&](auto type) {
+    fn(type, type);
+    if constexpr (sizeof(type) == 2) fn(float{}, type);
+  });
+}
+
 }  // namespace transxssm
