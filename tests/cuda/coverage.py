@@ -2,7 +2,7 @@
 """Fails where a kernel of kernels/cuda was not launched by the tests of operations on the emulated device.
 
 Usage: coverage.py SOURCE_TREE LAUNCHED
-LAUNCHED: the file to which the test program wrote the kernels that ran, one name a line.
+LAUNCHED: the file to which the test program wrote the kernels that ran: lines "kernel test".
 """
 import pathlib
 import re
@@ -20,7 +20,7 @@ def main():
     tree, launched = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
     sources = sorted((tree / "kernels/cuda").rglob("*.cu")) + sorted((tree / "kernels/cuda").rglob("*.h"))
     defined = {name: str(source.relative_to(tree)) for source in sources for name in kernels(source.read_text())}
-    ran = set(launched.read_text().split()) if launched.exists() else set()
+    ran = {line.split()[0] for line in launched.read_text().splitlines()} if launched.exists() else set()
     for name in sorted(defined.keys() - ran):
         print(f"{defined[name]}: {name} is launched by no test of operations")
     print(f"{len(defined.keys() & ran)} of {len(defined)} kernels launched")

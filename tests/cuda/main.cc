@@ -28,13 +28,23 @@ bool choose(const std::string& name) {
   return false;
 }
 
-// Appends the kernels that ran to a file, for tests/cuda/coverage.py.
-void note_kernels(const char* file) {
-  std::ofstream out(file, std::ios::app);
-  std::string lines;
-  for (const std::string& name : transxssm::cuda::emulated::launched_kernels()) lines += name + "\n";
-  out << lines << std::flush;
-}
+// Appends lines "kernel test" to a file after each test, for coverage.py and barriers.py.
+class NoteKernels : public testing::EmptyTestEventListener {
+ public:
+  explicit NoteKernels(const char* file) : out_(file, std::ios::app) {}
+  void OnTestStart(const testing::TestInfo&) override {
+    transxssm::cuda::emulated::forget_launched_kernels();
+  }
+  void OnTestEnd(const testing::TestInfo& test) override {
+    std::string lines;
+    for (const std::string& kernel : transxssm::cuda::emulated::launched_kernels())
+      lines += kernel + " " + test.test_suite_name() + "." + test.name() + "\n";
+    out_ << lines << std::flush;
+  }
+
+ private:
+  std::ofstream out_;
+};
 
 }  // namespace
 
@@ -49,7 +59,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   transxssm::use_cuda_for_tests();
-  const int status = RUN_ALL_TESTS();
-  if (const char* file = std::getenv("EMULATED_KERNELS")) note_kernels(file);
-  return status;
+  if (const char* file = std::getenv("EMULATED_KERNELS"))
+    testing::UnitTest::GetInstance()->listeners().Append(new NoteKernels(file));
+  return RUN_ALL_TESTS();
 }

@@ -135,6 +135,11 @@ std::set<std::string> launched_kernels() {
   return emulator().launched;
 }
 
+void forget_launched_kernels() {
+  const std::lock_guard lock(emulator().mutex);
+  emulator().launched.clear();
+}
+
 cudaError_t launch(std::string name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t queue,
                    std::function<void()> kernel) {
   GridShape shape{std::move(name), grid, block, shared_bytes};

@@ -26,7 +26,7 @@ struct Settings {
 // For grids and queued work from now on, of the whole process.
 void use_settings(const Settings& settings);
 Settings settings();
-std::string to_string(const Settings& settings);  // "greedy, late copies"
+std::string to_string(const Settings& settings);  // "greedy_late"
 
 // The GPUs that the process sees, alike but for their numbers, and whether there is a driver.
 struct Machine {
@@ -36,8 +36,9 @@ struct Machine {
 };
 void use_machine(const Machine& machine);
 
-// Names of the kernels that ran in this process, without template arguments.
+// Names of the kernels that ran in this process, or since the last forget, without template arguments.
 std::set<std::string> launched_kernels();
+void forget_launched_kernels();
 
 // What a kernel did wrong: names the kernel, the block, and the lines of the kernel it stands at.
 class EmulationError : public std::runtime_error {
