@@ -1,4 +1,5 @@
-// Causal grouped-query attention on the CPU: see kernels/attention.h for the contract. f32 and f64.
+// Causal grouped-query attention on the CPU: see kernels/attention.h for the contract. f64, f32 and bf16
+// (products of bf16 operands where the processor has them, else f32).
 #pragma once
 
 #include "kernels/attention.h"

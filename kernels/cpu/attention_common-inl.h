@@ -18,7 +18,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cpu/address.h"
-#include "kernels/cpu/block_gemm.h"
+#include "kernels/cpu/block_gemm_operands-inl.h"
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -80,15 +80,32 @@ HWY_INLINE void for_visible(const AttentionSizes& z, const Tensor& first_key, in
   }
 }
 
-// scores[keys, queries] = k q^T, with -infinity where a query does not see a key. q_transposed holds scale
-// q^T.
-template <class T>
+// `columns` of a block of rows [count,P], kQueryBlock columns wide. Where operands are bf16, which a factor
+// would round once more, the scale is left to scaled().
+template <class E>
+void block_columns(const Operand<E>& block, int64_t count, int64_t head_dim, double scale, E* columns) {
+  if constexpr (kPair<E> == 2) {
+    pack_columns(count, head_dim, block.data, block.ld, columns, kQueryBlock);
+  } else {
+    transpose(count, head_dim, block.data, block.ld, columns, kQueryBlock, static_cast<E>(scale));
+  }
+}
+template <class E, class D, class V = hn::Vec<D>>
+HWY_INLINE V scaled(D d, V score, double scale) {
+  if constexpr (kPair<E> == 2) return hn::Mul(score, hn::Set(d, static_cast<hn::TFromD<D>>(scale)));
+  return score;
+}
+
+// scores[keys, queries] = k q^T, with -infinity where a query does not see a key. q_columns comes from
+// block_columns; `buffer` takes keys as operands, where they are not that already.
+template <class P, class T = typename P::Real, class E = typename P::Operand>
 void visible_scores(const AttentionSizes& z, const Tensor& k, const Tensor& first_key, int64_t row,
-                    int64_t key_head, const QueryBlock& queries, const KeyBlock& keys, const T* q_transposed,
-                    T* scores) {
-  block_gemm(keys.count, queries.count, z.head_dim,
-             StridedMatrix<T>{address<T>(k, row, keys.begin, key_head), k.stride(1), 1}, q_transposed,
-             kQueryBlock, scores, kQueryBlock, false);
+                    int64_t key_head, const QueryBlock& queries, const KeyBlock& keys, const E* q_columns,
+                    T* scores, E* buffer) {
+  const auto* k_block = address<typename P::Storage>(k, row, keys.begin, key_head);
+  const Operand<E> k_rows = as_rows<E>(keys.count, z.head_dim, k_block, k.stride(1), buffer);
+  block_gemm(keys.count, queries.count, z.head_dim, k_rows.rows(), q_columns, kQueryBlock, scores,
+             kQueryBlock, false);
   for_visible(z, first_key, row, queries, keys, [&](int64_t j, int64_t low, int64_t high) {
     constexpr T kUnseen = -std::numeric_limits<T>::infinity();
     T* line = scores + j * kQueryBlock;

@@ -76,20 +76,26 @@ void round_to(T x, S* to) {
   }
 }
 
-// Copies `count` rows of `width` elements; bf16 is widened where `to` is not, and rounded to.
+// Copies `count` rows of `width` elements, `stride` apart, to rows `stride_to` apart; bf16 is widened where
+// `to` is not, and rounded to.
 template <class S, class E>
-void pack(const S* from, int64_t stride, int64_t count, int64_t width, E* to) {
+void pack(const S* from, int64_t stride, int64_t count, int64_t width, E* to, int64_t stride_to) {
   for (int64_t i = 0; i < count; ++i) {
     if constexpr (std::is_same_v<S, E>) {
-      std::copy_n(from + i * stride, width, to + i * width);
+      std::copy_n(from + i * stride, width, to + i * stride_to);
     } else {
-      for_lanes<float>(width, [&](auto d, int64_t j)
-                                  HWY_ATTR { store(load(d, from + i * stride + j), d, to + i * width + j); });
+      for_lanes<float>(width, [&](auto d, int64_t j) HWY_ATTR {
+        store(load(d, from + i * stride + j), d, to + i * stride_to + j);
+      });
     }
   }
 }
+template <class S, class E>
+void pack(const S* from, int64_t stride, int64_t count, int64_t width, E* to) {
+  pack(from, stride, count, width, to, width);
+}
 
-// `rows` of a tile: the tile itself, or in `buffer`, rows `columns` apart.
+// `rows` of a tile, whose columns are even in number: the tile itself, or in `buffer`, rows `columns` apart.
 template <class E, class T>
 Operand<E> as_rows(int64_t rows, int64_t columns, const T* tile, int64_t ld, E* buffer) {
   if constexpr (std::is_same_v<E, T>) {

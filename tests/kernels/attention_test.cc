@@ -11,6 +11,8 @@
 #include <random>
 #include <vector>
 
+#include "tests/support/tensors.h"
+
 namespace transxssm {
 namespace {
 
@@ -53,6 +55,12 @@ struct Problem {
     std::vector<double> x(z(size));
     for (double& e : x) e = std::normal_distribution<float>()(random);
     return x;
+  }
+
+  // q, k, v and d_out become values that a bf16 holds.
+  void round_activations() {
+    for (std::vector<double>* values : {&q, &k, &v, &d_out})
+      for (double& e : *values) e = static_cast<double>(to_float(to_bfloat16(static_cast<float>(e))));
   }
 
   Case c;
@@ -109,55 +117,56 @@ struct Results {
   std::vector<T> out, log_sum_exp, dq, dk, dv;
 };
 
-// The kernels on a problem; q, k and v are slices of wider buffers, and so are their gradients.
-template <class T>
+// The kernels on a problem, f64 on the CPU, other types on the device of the test; q, k and v are slices of
+// wider buffers, and so are their gradients.
+template <class S, class T = Wide<S>>
 Results<T> evaluate(const Problem& problem, int threads = 1) {
   const Case& c = problem.c;
-  const DType dtype = DTypeOf<T>::value;
+  const DType dtype = DTypeOf<S>::value;
   const Shape q_shape = {c.rows, c.queries, c.heads, c.p}, k_shape = {c.rows, problem.keys, c.key_heads, c.p};
-  const int64_t q_width = c.heads * c.p, k_width = c.key_heads * c.p, kv_width = 2 * k_width + 1;
-  std::vector<T> q_buffer(z(c.rows * c.queries * (q_width + 3)), T(NAN)), dq_buffer = q_buffer;
-  std::vector<T> kv_buffer(z(c.rows * problem.keys * kv_width), T(NAN)), d_kv_buffer = kv_buffer;
-  const auto q_view = [&](std::vector<T>& buffer) {
-    return Tensor(buffer.data(), dtype, {c.rows, c.queries, q_width + 3})
-        .slice(2, 1, q_width)
-        .reshape(q_shape);
+  const int64_t q_width = c.heads * c.p, k_width = c.key_heads * c.p;
+  // One element, or what the device aligns rows to, before the first slice.
+  const int64_t first = std::max<int64_t>(1, test_device().row_bytes / dtype_bytes(dtype));
+  const auto buffer = [&](const Shape& shape) {
+    OwnedTensor result(dtype, shape, 3);
+    for (int64_t i = 0; i < result.view().num_elements(); ++i) set(result, i, NAN);
+    return result;
   };
-  const auto kv_view = [&](std::vector<T>& buffer, int64_t begin) {
-    return Tensor(buffer.data(), dtype, {c.rows, problem.keys, kv_width})
-        .slice(2, begin, k_width)
-        .reshape(k_shape);
+  const Shape q_wide = {c.rows, c.queries, first + q_width}, kv_wide = {c.rows, problem.keys, 2 * k_width};
+  const OwnedTensor q_buffer = buffer(q_wide), kv_buffer = buffer(kv_wide);
+  const OwnedTensor dq_buffer = buffer(q_wide), d_kv_buffer = buffer(kv_wide);
+  const auto q_view = [&](const Tensor& wide) { return wide.slice(2, first, q_width).reshape(q_shape); };
+  const auto kv_view = [&](const Tensor& wide, int64_t begin) {
+    return wide.slice(2, begin, k_width).reshape(k_shape);
   };
-  const auto cast = [](const std::vector<double>& x) { return std::vector<T>(x.begin(), x.end()); };
-  std::vector<T> q = cast(problem.q), k = cast(problem.k), v = cast(problem.v), d_out = cast(problem.d_out);
-  std::vector<int32_t> first_key = problem.first_key;
-  copy(Tensor(q.data(), dtype, q_shape), q_view(q_buffer));
-  copy(Tensor(k.data(), dtype, k_shape), kv_view(kv_buffer, 0));
-  copy(Tensor(v.data(), dtype, k_shape), kv_view(kv_buffer, k_width));
-  Results<T> results;
-  results.out.assign(q.size(), T(NAN));
-  results.log_sum_exp.assign(z(c.rows * c.heads * c.queries), T(NAN));
-  results.dq = results.out;
-  results.dk.assign(k.size(), T(NAN));
-  results.dv = results.dk;
+  const auto fill = [](const Tensor& tensor, const std::vector<double>& from) {
+    for (size_t i = 0; i < from.size(); ++i) set(tensor, static_cast<int64_t>(i), from[i]);
+  };
   AttentionForward args;
   args.q = q_view(q_buffer), args.k = kv_view(kv_buffer, 0), args.v = kv_view(kv_buffer, k_width);
-  if (!c.starts.empty()) args.first_key = Tensor(first_key.data(), DType::i32, {c.rows, c.queries});
-  args.out = Tensor(results.out.data(), dtype, q_shape);
-  args.log_sum_exp = Tensor(results.log_sum_exp.data(), dtype, {c.rows, c.heads, c.queries});
+  fill(args.q, problem.q), fill(args.k, problem.k), fill(args.v, problem.v);
+  const OwnedTensor first_key(DType::i32, {c.rows, c.queries}), d_out(dtype, q_shape);
+  fill(first_key, {problem.first_key.begin(), problem.first_key.end()});
+  fill(d_out, problem.d_out);
+  if (!c.starts.empty()) args.first_key = first_key;
+  const OwnedTensor out = filled<S>(q_shape, NAN), log_sum_exp = filled<T>({c.rows, c.heads, c.queries}, NAN);
+  args.out = out, args.log_sum_exp = log_sum_exp;
   args.query_offset = c.offset, args.scale = problem.scale;
-  Stream stream(threads);
-  run(stream, args);
+  Stream stream = sizeof(S) == 8 ? Stream(threads) : test_stream(threads);
+  run_and_wait(stream, args);
   AttentionBackward back;
   back.q = args.q, back.k = args.k, back.v = args.v, back.first_key = args.first_key, back.out = args.out;
   back.log_sum_exp = args.log_sum_exp, back.query_offset = c.offset, back.scale = problem.scale;
-  back.d_out = Tensor(d_out.data(), dtype, q_shape);
+  back.d_out = d_out;
   back.dq = q_view(dq_buffer), back.dk = kv_view(d_kv_buffer, 0), back.dv = kv_view(d_kv_buffer, k_width);
-  run(stream, back);
-  copy(back.dq, Tensor(results.dq.data(), dtype, q_shape));
-  copy(back.dk, Tensor(results.dk.data(), dtype, k_shape));
-  copy(back.dv, Tensor(results.dv.data(), dtype, k_shape));
-  return results;
+  run_and_wait(stream, back);
+  EXPECT_TRUE(dq_buffer.padding_intact() && d_kv_buffer.padding_intact());
+  const auto result = [](const Tensor& from) {
+    std::vector<T> to(z(from.num_elements()));
+    for (size_t i = 0; i < to.size(); ++i) to[i] = static_cast<T>(get(from, static_cast<int64_t>(i)));
+    return to;
+  };
+  return {result(out), result(log_sum_exp), result(back.dq), result(back.dk), result(back.dv)};
 }
 
 // Largest difference over the largest reference value; inputs are of order one, so that less than 0.1 is
@@ -211,6 +220,7 @@ class Attention : public testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Shapes, Attention, testing::ValuesIn(kCases));
 
 TEST_P(Attention, ForwardEqualsExplicitSoftmax) {
+  if (!on_cpu()) GTEST_SKIP();
   const Problem problem(GetParam());
   const Reference<double> want = softmax_attention(problem, problem.q, problem.k, problem.v);
   const Results<double> f64 = evaluate<double>(problem);
@@ -223,6 +233,7 @@ TEST_P(Attention, ForwardEqualsExplicitSoftmax) {
 }
 
 TEST_P(Attention, GradientsEqualComplexStep) {
+  if (!on_cpu()) GTEST_SKIP();
   Problem problem(GetParam());
   const Results<double> f64 = evaluate<double>(problem);
   using Complex = std::vector<std::complex<double>>;
@@ -249,6 +260,7 @@ TEST_P(Attention, GradientsEqualComplexStep) {
 }
 
 TEST_P(Attention, FloatGradientsEqualDouble) {
+  if (!on_cpu()) GTEST_SKIP();
   const Problem problem(GetParam());
   const Results<double> want = evaluate<double>(problem);
   const Results<float> got = evaluate<float>(problem);
@@ -259,17 +271,100 @@ TEST_P(Attention, FloatGradientsEqualDouble) {
 }
 
 // Thread counts for which the backward is cut by key heads, and by blocks in two passes.
-TEST_P(Attention, SameBitsOnAnyNumberOfThreads) {
-  const Problem problem(GetParam());
-  const Results<float> one = evaluate<float>(problem, 1);
-  for (int threads : {2, 3, 5}) {
-    const Results<float> many = evaluate<float>(problem, threads);
+template <class S>
+void expect_same_bits(const Problem& problem) {
+  const Results<float> one = evaluate<S>(problem, 1);
+  for (int threads : {1, 2, 3, 5}) {
+    const Results<float> many = evaluate<S>(problem, threads);
     EXPECT_EQ(one.out, many.out);
     EXPECT_EQ(one.log_sum_exp, many.log_sum_exp);
     EXPECT_EQ(one.dq, many.dq);
     EXPECT_EQ(one.dk, many.dk);
     EXPECT_EQ(one.dv, many.dv);
   }
+}
+
+TEST_P(Attention, SameBitsOnAnyNumberOfThreads) {
+  if (!on_cpu()) GTEST_SKIP();
+  expect_same_bits<float>(Problem(GetParam()));
+}
+
+// bf16 on every device, so at sizes that all of them have; few tokens, for devices that are slow to emulate.
+const std::vector<Case> kRoundedCases = {
+    {.rows = 2, .queries = 37, .heads = 2, .key_heads = 1, .p = 64, .offset = 0, .starts = {}},
+    {.rows = 1,
+     .queries = 130,
+     .heads = 2,
+     .key_heads = 1,
+     .p = 64,
+     .offset = 0,
+     .starts = {0, 3, 4, 63, 64, 127}},
+    {.rows = 1, .queries = 70, .heads = 2, .key_heads = 2, .p = 128, .offset = 0, .starts = {69}},
+    {.rows = 1, .queries = 20, .heads = 4, .key_heads = 2, .p = 64, .offset = 50, .starts = {}, .spare = 9},
+    {.rows = 2,
+     .queries = 67,
+     .heads = 2,
+     .key_heads = 1,
+     .p = 64,
+     .offset = 61,
+     .starts = {30, 100},
+     .spare = 70},
+    {.rows = 2, .queries = 1, .heads = 4, .key_heads = 2, .p = 64, .offset = 90, .starts = {40}, .spare = 3},
+    {.rows = 1, .queries = 1, .heads = 2, .key_heads = 2, .p = 128, .offset = 0, .starts = {}},
+    {.rows = 1,
+     .queries = 80,
+     .heads = 1,
+     .key_heads = 1,
+     .p = 64,
+     .offset = 0,
+     .starts = {},
+     .sharpness = 20},
+};
+
+class RoundedAttention : public testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(Shapes, RoundedAttention, testing::ValuesIn(kRoundedCases));
+
+// sqrt(sum of squared differences / sum of squares).
+double relative_rms(const std::vector<float>& got, const std::vector<double>& want) {
+  double difference = 0, scale = 1e-60;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double e = static_cast<double>(got[i]) - want[i];
+    difference += e * e;
+    scale += want[i] * want[i];
+  }
+  return std::sqrt(difference / scale);
+}
+
+// Against the definition in double on the same rounded inputs. Scores are sums in f32 of exact products; what
+// is rounded to bf16 are weights, gradients of scores and results, each by some 1.7e-3 of itself in the root
+// mean square. The gradient of a score is its weight times a difference; where one weight is nearly 1 the
+// difference is small beside its terms, one of which comes from the rounded `out`: hence `gradients`.
+void expect_rounded_results(Problem problem) {
+  problem.round_activations();
+  const Reference<double> want = softmax_attention(problem, problem.q, problem.k, problem.v);
+  const Results<double> f64 = evaluate<double>(problem);
+  const Results<float> got = evaluate<BFloat16>(problem);
+  const double bound = 5e-3, gradients = bound * std::max(1.0, problem.c.sharpness / 4);
+  EXPECT_LT(relative_rms(got.out, want.out), bound);
+  EXPECT_LT(error(got.log_sum_exp, want.log_sum_exp), 1e-5);
+  EXPECT_LT(relative_rms(got.dv, f64.dv), bound);
+  if (problem.c.queries + problem.c.offset == 1) return;  // one key: gradients of its score are zero
+  EXPECT_LT(relative_rms(got.dq, f64.dq), gradients);
+  EXPECT_LT(relative_rms(got.dk, f64.dk), gradients);
+}
+
+TEST_P(RoundedAttention, EqualsExplicitSoftmaxAndItsGradients) {
+  expect_rounded_results(Problem(GetParam()));
+}
+
+TEST_P(RoundedAttention, SameBitsOnAnyNumberOfThreads) {
+  expect_same_bits<BFloat16>(Problem(GetParam()));
+}
+
+// Sizes of the CPU alone: bf16 there too.
+TEST_P(Attention, RoundedEqualsExplicitSoftmaxAndItsGradients) {
+  if (!on_cpu()) GTEST_SKIP();
+  expect_rounded_results(Problem(GetParam()));
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/ssd_scan.h"
+#include "tests/support/tensors.h"
 
 namespace transxssm::ssd_test {
 
@@ -61,6 +62,11 @@ struct Problem {
     std::vector<double> v(static_cast<size_t>(size));
     for (double& x : v) x = std::normal_distribution<float>()(random);
     return v;
+  }
+  // Activations become values that a bf16 holds.
+  void round_activations() {
+    for (std::vector<double>* values : {&value[X], &value[BB], &value[CC], &dy})
+      for (double& v : *values) v = static_cast<double>(to_float(to_bfloat16(static_cast<float>(v))));
   }
   bool present(int input) const { return c.extras || (input != SKIP && input != STATE); }
   double angle(int64_t position, int64_t j) const {
@@ -142,18 +148,25 @@ struct Results {
   std::vector<T> y, final_state, chunk_states, d[kInputs];
 };
 
-// The kernels on a problem. `fused`: x, b, c, u and their gradients are slices of one buffer a token wide.
-template <class T>
-Results<T> evaluate(const Problem& problem, int threads = 1, bool fused = false, bool backward = true) {
+// How the kernels are called.
+struct Call {
+  int threads = 1;
+  bool fused =
+      false;  // x, b, c, u and their gradients are slices of one buffer a token wide (u: if of one type)
+  bool backward = true;
+  bool rounded_states = false;  // chunk_states in bf16
+};
+
+// The kernels on a problem: f64 on the CPU, activations of other types on the device of the test.
+template <class S, class T = Wide<S>>
+Results<T> evaluate(const Problem& problem, const Call& call = {}) {
   const Case& c = problem.c;
-  const DType dtype = DTypeOf<T>::value;
-  const auto cast = [](const std::vector<double>& v) { return std::vector<T>(v.begin(), v.end()); };
-  const auto view = [&](std::vector<T>& v, const Shape& shape) { return Tensor(v.data(), dtype, shape); };
-  std::vector<T> value[kInputs], gradient[kInputs];
-  for (int i = 0; i < kInputs; ++i) {
-    value[i] = cast(problem.value[i]);
-    gradient[i].assign(value[i].size(), i >= BIAS && i <= SKIP ? T(problem.gradient_before) : T(NAN));
-  }
+  const DType real = DTypeOf<T>::value, storage = DTypeOf<S>::value;
+  const auto tensor = [](const std::vector<double>& values, DType dtype, const Shape& shape) {
+    OwnedTensor result(dtype, shape);
+    for (size_t i = 0; i < values.size(); ++i) set(result, static_cast<int64_t>(i), values[i]);
+    return result;
+  };
   const Shape shapes[] = {{c.rows, c.tokens, c.heads, c.p},
                           {c.rows, c.tokens, c.groups, c.n},
                           {c.rows, c.tokens, c.groups, c.n},
@@ -162,39 +175,48 @@ Results<T> evaluate(const Problem& problem, int threads = 1, bool fused = false,
                           {c.heads},
                           {c.heads},
                           {c.rows, c.heads, c.p, c.n}};
-  Tensor in[kInputs], d[kInputs];
   const int64_t widths[] = {c.heads * c.p, c.groups * c.n, c.groups * c.n, c.heads};
-  const int64_t width = widths[X] + 2 * widths[BB] + widths[U] + 3;
-  std::vector<T> wide(static_cast<size_t>(c.rows * c.tokens * width), T(NAN)), d_wide(wide.size(), T(NAN));
-  int64_t offset = 1;
+  const int64_t width = widths[X] + 2 * widths[BB] + widths[U];
+  // One element, or what the device aligns rows to, before the first slice.
+  const int64_t first = std::max<int64_t>(1, test_device().row_bytes / dtype_bytes(storage));
+  const auto wide = [&] {
+    OwnedTensor buffer(storage, {c.rows, c.tokens, first + width}, 3);
+    for (int64_t i = 0; i < buffer.view().num_elements(); ++i) set(buffer, i, NAN);
+    return buffer;
+  };
+  const OwnedTensor in_wide = wide(), d_wide = wide();
+  OwnedTensor values[kInputs], gradients[kInputs];
+  Tensor in[kInputs], d[kInputs];
+  int64_t offset = first;
   for (int i = 0; i < kInputs; ++i) {
     if (!problem.present(i)) continue;
-    in[i] = view(value[i], shapes[i]);
-    d[i] = view(gradient[i], shapes[i]);
-    if (i > U || !fused) continue;
-    const auto slice = [&](std::vector<T>& buffer) {
-      return view(buffer, {c.rows, c.tokens, width}).slice(2, offset, widths[i]).reshape(shapes[i]);
-    };
-    const Tensor part = slice(wide);
-    copy(in[i], part);
-    in[i] = part;
-    d[i] = slice(d_wide);
+    const DType dtype = i <= CC ? storage : real;
+    const double before = i >= BIAS && i <= SKIP ? problem.gradient_before : NAN;
+    values[i] = tensor(problem.value[i], dtype, shapes[i]);
+    gradients[i] = tensor(std::vector<double>(problem.value[i].size(), before), dtype, shapes[i]);
+    in[i] = values[i], d[i] = gradients[i];
+    if (i > U || dtype != storage || !call.fused) continue;
+    in[i] = in_wide.view().slice(2, offset, widths[i]).reshape(shapes[i]);
+    d[i] = d_wide.view().slice(2, offset, widths[i]).reshape(shapes[i]);
+    copy(values[i], in[i]);
     offset += widths[i];
   }
-  std::vector<T> cos, sin, c_scale = cast(problem.c_scale), dy = cast(problem.dy),
-                           d_final = cast(problem.d_final);
+  std::vector<double> cosines, sines;
   for (int64_t i = 0; i <= c.chunk; ++i) {
     for (int64_t j = 0; j < c.n / 2; ++j) {
-      cos.push_back(static_cast<T>(std::cos(problem.angle(i, j))));
-      sin.push_back(static_cast<T>(std::sin(problem.angle(i, j))));
+      cosines.push_back(std::cos(problem.angle(i, j)));
+      sines.push_back(std::sin(problem.angle(i, j)));
     }
   }
-  std::vector<uint8_t> start = problem.start;
+  const OwnedTensor cos = tensor(cosines, real, {c.chunk + 1, c.n / 2});
+  const OwnedTensor sin = tensor(sines, real, {c.chunk + 1, c.n / 2});
+  const OwnedTensor c_scale = tensor(problem.c_scale, real, {c.rows, c.tokens});
+  const OwnedTensor start =
+      tensor({problem.start.begin(), problem.start.end()}, DType::u8, {c.rows, c.tokens});
+  const OwnedTensor y = filled<S>(shapes[X], NAN), final_state = filled<T>(shapes[STATE], NAN);
   const int64_t chunks = ssd_num_chunks(c.tokens, c.chunk);
-  Results<T> results;
-  results.y.assign(value[X].size(), T(NAN));
-  results.final_state.assign(value[STATE].size(), T(NAN));
-  results.chunk_states.assign(static_cast<size_t>(c.rows * chunks * c.heads * c.p * c.n), T(NAN));
+  const OwnedTensor chunk_states(call.rounded_states ? DType::bf16 : real,
+                                 {c.rows, chunks, c.heads, c.p, c.n});
   SsdForward args;
   args.in = {.x = in[X],
              .b = in[BB],
@@ -205,27 +227,34 @@ Results<T> evaluate(const Problem& problem, int threads = 1, bool fused = false,
              .d_skip = in[SKIP],
              .initial_state = in[STATE],
              .chunk = c.chunk};
-  if (c.rotation)
-    args.in.cos = view(cos, {c.chunk + 1, c.n / 2}), args.in.sin = view(sin, {c.chunk + 1, c.n / 2});
-  if (c.extras) args.in.c_scale = view(c_scale, {c.rows, c.tokens});
-  if (!c.starts.empty()) args.in.start = Tensor(start.data(), DType::u8, {c.rows, c.tokens});
-  args.y = view(results.y, shapes[X]);
-  if (c.extras) args.final_state = view(results.final_state, shapes[STATE]);
-  if (backward) args.chunk_states = view(results.chunk_states, {c.rows, chunks, c.heads, c.p, c.n});
-  Stream stream(threads);
-  run(stream, args);
-  if (!backward) return results;
-  SsdBackward back;
-  back.in = args.in, back.chunk_states = args.chunk_states, back.dy = view(dy, shapes[X]);
-  if (c.extras) back.d_final_state = view(d_final, shapes[STATE]);
-  back.dx = d[X], back.db = d[BB], back.dc = d[CC], back.du = d[U], back.d_dt_bias = d[BIAS],
-  back.d_a_log = d[A_LOG];
-  back.d_d_skip = d[SKIP], back.d_initial_state = d[STATE];
-  run(stream, back);
-  for (int i = 0; i < kInputs; ++i) {
-    if (i <= U && fused) copy(d[i], view(gradient[i], shapes[i]));
-    results.d[i] = gradient[i];
+  if (c.rotation) args.in.cos = cos, args.in.sin = sin;
+  if (c.extras) args.in.c_scale = c_scale;
+  if (!c.starts.empty()) args.in.start = start;
+  args.y = y;
+  if (c.extras) args.final_state = final_state;
+  if (call.backward) args.chunk_states = chunk_states;
+  Stream stream = sizeof(S) == 8 ? Stream(call.threads) : test_stream(call.threads);
+  run_and_wait(stream, args);
+  const OwnedTensor dy = tensor(problem.dy, storage, shapes[X]),
+                    d_final = tensor(problem.d_final, real, shapes[STATE]);
+  if (call.backward) {
+    SsdBackward back;
+    back.in = args.in, back.chunk_states = args.chunk_states, back.dy = dy;
+    if (c.extras) back.d_final_state = d_final;
+    back.dx = d[X], back.db = d[BB], back.dc = d[CC], back.du = d[U], back.d_dt_bias = d[BIAS],
+    back.d_a_log = d[A_LOG];
+    back.d_d_skip = d[SKIP], back.d_initial_state = d[STATE];
+    run_and_wait(stream, back);
   }
+  const auto result = [](const Tensor& from) {
+    std::vector<T> to(static_cast<size_t>(from.num_elements()));
+    for (size_t i = 0; i < to.size(); ++i) to[i] = static_cast<T>(get(from, static_cast<int64_t>(i)));
+    return to;
+  };
+  Results<T> results{result(y), result(final_state), result(chunk_states), {}};
+  for (int i = 0; i < kInputs; ++i)
+    if (problem.present(i)) results.d[i] = result(d[i]);
+  EXPECT_TRUE(d_wide.padding_intact());
   return results;
 }
 
@@ -239,6 +268,18 @@ double error(const std::vector<A>& got, const std::vector<B>& want) {
     scale = std::max(scale, std::abs(static_cast<double>(want[i])));
   }
   return difference / scale;
+}
+
+// sqrt(sum of squared differences / sum of squares).
+template <class A, class B>
+double relative_rms(const std::vector<A>& got, const std::vector<B>& want) {
+  double difference = 0, scale = 1e-60;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double e = static_cast<double>(got[i]) - static_cast<double>(want[i]);
+    difference += e * e;
+    scale += static_cast<double>(want[i]) * static_cast<double>(want[i]);
+  }
+  return std::sqrt(difference / scale);
 }
 
 }  // namespace transxssm::ssd_test
