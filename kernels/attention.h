@@ -28,6 +28,8 @@ struct AttentionBackward {
   Tensor dv;     // [B,Tk,KV,P] out
   int64_t query_offset = 0;
   double scale = 1;
+  // The same bits on every run, at the price of time on some devices. False allows other orders of sums.
+  bool deterministic = true;
 };
 void run(Stream& stream, const AttentionBackward& args);
 
