@@ -32,7 +32,7 @@ struct CheckpointTensor {
   bool owner = true;  // exactly one rank owns an element: it saves it. Copies are loaded, never saved
   std::string
       tied_to;  // not empty: not stored; on load this box is read from the tensor of that name and kind
-  Stream* stream = nullptr;  // of the device that `data` lies on; null: host memory
+  Stream* stream = nullptr;  // of the device that `data` lies on; null: the CPU's
 };
 
 struct SavedMesh {

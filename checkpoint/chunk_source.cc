@@ -16,7 +16,7 @@ ChunkSource::~ChunkSource() {
 
 void ChunkSource::open(const CheckpointTensor& tensor) {
   data_ = tensor.data;
-  stream_ = tensor.stream;
+  stream_ = tensor.stream != nullptr && tensor.stream->queue() != nullptr ? tensor.stream : nullptr;
   at_ = 0;
   if (stream_ == nullptr) return;
   for (Arena& arena : buffers_)

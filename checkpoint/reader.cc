@@ -111,7 +111,7 @@ class BoxReader {
       copy_runs(sources[copy.source], copy.runs, dtype_bytes(target.data.dtype()));
     }
     // All of it passed: only now the model's memory is touched.
-    if (target.stream == nullptr) {
+    if (device_of(target).is_cpu()) {
       std::memcpy(target.data.raw(), staged_, static_cast<size_t>(target.data.num_bytes()));
     } else {
       transfer(*target.stream, Tensor(staged_, target.data.dtype(), target.data.shape()), target.data);
@@ -120,9 +120,13 @@ class BoxReader {
   }
 
  private:
+  static Device device_of(const CheckpointTensor& target) {
+    return target.stream == nullptr ? Device{} : target.stream->device();
+  }
+
   // Memory for all bytes of a target: pinned, where they go to a device.
   void stage(const CheckpointTensor& target) {
-    const Device device = target.stream == nullptr ? Device{} : target.stream->device();
+    const Device device = device_of(target);
     if (arena_.bytes() < target.data.num_bytes() || device != device_) {
       arena_ = {};
       arena_ = Arena(target.data.num_bytes(), device, MemoryKind::pinned);

@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "launch/config_reader.h"
+#include "launch/device.h"
 #include "launch/nearest.h"
 #include "runtime/error.h"
 
@@ -149,6 +150,14 @@ std::string legal_meshes(const ModelConfig& model, int world) {
   return text;
 }
 
+void check_device(ConfigReader& reader, const TrainConfig& config) {
+  const std::string& device = config.parallel().device();
+  if (!reader.has_mistake("parallel.device") && !is_device_choice(device))
+    reader.add_mistake("parallel.device",
+                       fmt::format("\"{}\" is not known; legal values are auto, cpu, cuda, cuda:N{}", device,
+                                   did_you_mean(device, {"auto", "cpu", "cuda"})));
+}
+
 void resolve_mesh(ConfigReader& reader, TrainConfig& config, int world_size) {
   proto::ParallelConfig& parallel = *config.mutable_parallel();
   for (const char* axis : {"pp", "dp", "cp", "tp"})
@@ -218,6 +227,7 @@ TrainConfig parse_config(const std::string& text, const std::string& name,
     resolve_schedule(reader, config);
     resolve_validation(reader, config, fraction_given);
     resolve_mesh(reader, config, world_size);
+    check_device(reader, config);
   }
   const std::vector<std::string>& mistakes = reader.mistakes();
   if (mistakes.size() == 1) throw UsageError("{}", mistakes[0]);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/copy.h"
+#include "launch/host_copy.h"
 #include "parallel/local.h"
 
 namespace transxssm {
@@ -34,7 +34,8 @@ std::vector<LogicalTensor> gather_parameters(Trainer& trainer, Tensor Parameter:
       Tensor target(values.data(), DType::f32, shape);
       for (int dim = 0; dim < target.rank(); ++dim)
         target = target.slice(dim, p.spec.box.offset[dim], p.spec.box.extent[dim]);
-      copy(p.*field, target);
+      std::vector<float> box = to_host(trainer.stream(), p.*field);
+      copy(Tensor(box.data(), DType::f32, p.spec.box.extent), target);
     }
     tensors.push_back(sum_over(trainer.mesh().world(), logical.spec.name, shape, std::move(values)));
   }
@@ -51,8 +52,9 @@ void LayerRecorder::record(int microbatch, int layer, const Tensor& output) {
   keep("hidden." + std::to_string(layer), microbatch, output);
   const Network& network = trainer_.network();
   if (!logits_ || network.head() == nullptr || layer + 1 < network.config().num_layers) return;
-  std::vector<float> values(static_cast<size_t>(output.size(0) * network.config().vocab_size));
-  const Tensor logits(values.data(), DType::f32, {output.size(0), network.config().vocab_size});
+  const Shape shape = {output.size(0), network.config().vocab_size};
+  Scratch scratch(stream_, shape.num_elements() * dtype_bytes(DType::f32));
+  const Tensor logits = scratch.carver().take(DType::f32, shape);
   network.head()->logits(stream_, output, logits);  // all ranks of tp take part
   keep("logits", microbatch, logits);
 }
@@ -65,8 +67,8 @@ void LayerRecorder::keep(const std::string& name, int microbatch, const Tensor& 
   for (int64_t row = first; row < std::min(first + count, rows_); ++row) {
     std::vector<float>& values = kept_[name];
     values.resize(static_cast<size_t>(rows_ * tokens_ * width));
-    run(stream_, Copy{x.slice(0, (row - first) * row_tokens, tokens_),
-                      Tensor(values.data() + row * tokens_ * width, DType::f32, {tokens_, width})});
+    const std::vector<float> of_row = to_host(stream_, x.slice(0, (row - first) * row_tokens, tokens_));
+    std::copy(of_row.begin(), of_row.end(), values.begin() + row * tokens_ * width);
   }
 }
 

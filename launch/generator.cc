@@ -38,18 +38,34 @@ int32_t sample_token(std::span<const float> logits, const SamplingOptions& optio
 }
 
 Generator::Generator(const ModelConfig& config, const MeshShape& shape, Communicator& world, Stream& stream,
-                     int64_t rows, int64_t max_tokens)
+                     int64_t rows, int64_t max_tokens, const Precision& precision)
     : stream_(stream),
       mesh_(world, shape),
       rows_(rows),
       network_(config, Shard::of(config, shape.tp, mesh_.coordinate().tp),
                cut_layers(config, 1, shape.pp)[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(),
-               max_tokens, &mesh_.tp_share(Shard::of(config, shape.tp, 0).groups.num_copies)),
+               max_tokens, &mesh_.tp_share(Shard::of(config, shape.tp, 0).groups.num_copies), precision,
+               &stream),
       logits_(static_cast<size_t>(rows * config.vocab_size)) {
-  network_.parameters().allocate(false);
+  network_.parameters().allocate(false, stream.device());
   work_ = std::make_unique<DecodingWork>(stream, network_, rows);
-  one_token_each_ = std::make_unique<Pipeline>(mesh_, gpipe_schedule(shape.pp, 1),
-                                               Shape{rows, 1, config.d_model}, DType::f32);
+  one_token_each_ =
+      std::make_unique<Pipeline>(mesh_, gpipe_schedule(shape.pp, 1), Shape{rows, 1, config.d_model},
+                                 precision.residual, stream.device());
+}
+
+std::vector<CheckpointTensor> Generator::checkpoint_tensors() {
+  std::vector<CheckpointTensor> tensors;
+  for (const Parameter& p : network_.parameters().all())
+    tensors.push_back({.name = p.spec.name,
+                       .kind = TensorKind::master,
+                       .global_shape = p.spec.global_shape,
+                       .offset = p.spec.box.offset,
+                       .extent = p.spec.box.extent,
+                       .data = p.weight,
+                       .owner = p.spec.owner,
+                       .stream = &stream_});
+  return tensors;
 }
 
 Tensor Generator::next_logits(const Tensor& ids, int64_t first_row) {
@@ -59,11 +75,14 @@ Tensor Generator::next_logits(const Tensor& ids, int64_t first_row) {
     one_token_each_->run_forward(*work_, 1);
   } else {
     Pipeline prefill(mesh_, gpipe_schedule(mesh_.shape().pp, 1), {rows, tokens, network_.config().d_model},
-                     DType::f32);
+                     network_.precision().residual, stream_.device());
     prefill.run_forward(*work_, 1);
   }
   const Tensor logits(logits_.data(), DType::f32, {rows, network_.config().vocab_size});
-  if (mesh_.is_last_stage()) copy(work_->logits(), logits);
+  if (mesh_.is_last_stage()) {
+    transfer(stream_, work_->logits(), logits);
+    stream_.synchronize();
+  }
   mesh_.pp().broadcast(logits, mesh_.shape().pp - 1);
   return logits;
 }

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "checkpoint/checkpoint.h"
 #include "model/accounting.h"
 #include "model/decoding.h"
 #include "parallel/mesh.h"
@@ -27,9 +28,12 @@ class Generator {
   // Collective. Builds the network for `rows` texts at once, of up to `max_tokens` each, prompt and answer
   // together; weights are not loaded.
   Generator(const ModelConfig& config, const MeshShape& shape, Communicator& world, Stream& stream,
-            int64_t rows, int64_t max_tokens);
+            int64_t rows, int64_t max_tokens, const Precision& precision = {});
 
   Network& network() { return network_; }
+  // The master weights, to be loaded; then weights_were_loaded().
+  std::vector<CheckpointTensor> checkpoint_tensors();
+  void weights_were_loaded() { network_.parameters().refresh_operands(stream_); }
 
   // Feeds each row of ids [B,T] to rows first_row .. and returns the logits [B,V] of the tokens that follow,
   // the same on every rank. Collective.
@@ -47,7 +51,7 @@ class Generator {
   Network network_;
   std::unique_ptr<DecodingWork> work_;
   std::unique_ptr<Pipeline> one_token_each_;
-  std::vector<float> logits_;  // [B,V]
+  std::vector<float> logits_;  // [B,V], on the host
 };
 
 }  // namespace transxssm

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "checkpoint/tensor_file.h"
+#include "launch/host_copy.h"
 #include "launch/plan.h"
 
 namespace transxssm {
@@ -75,29 +76,13 @@ class GoldenReader {
   std::set<std::string> known_;
 };
 
-TrainConfig make_config(const GoldenFolder& golden, const std::vector<std::string>& overrides, int world) {
-  for (const std::string& assignment : overrides)
-    if (!assignment.starts_with("parallel."))
-      throw UsageError("--set {}: with --golden only section parallel can be set; the folder says the rest",
-                       assignment);
-  const TrainConfig config = parse_config(
-      fmt::format("model {{ {} }} data {{ train {{ prefix: 'none' }} sequence_length: {} }} "
-                  "optimizer {{ beta1: 0.9 beta2: 0.999 eps: 1e-8 weight_decay: 0.01 clip_norm: 1 }} "
-                  "schedule {{ steps: {} }} parallel {{ global_batch: {} }} log {{ run_directory: 'none' }}",
-                  to_text(golden.model.config), golden.tokens, golden.steps, golden.rows),
-      golden.path, overrides, world);
-  if (config.parallel().global_batch() != golden.rows)
-    throw UsageError("--set parallel.global_batch: the folder has {} rows", golden.rows);
-  return config;
-}
-
-void load_weights(const ImportedModel& model, const Network& network) {
+void load_weights(const ImportedModel& model, const Network& network, Stream& stream) {
   for (const Parameter& p : network.parameters().all()) {
     const std::vector<float>& values = model.parameters.at(p.spec.name);
     Tensor box(const_cast<float*>(values.data()), DType::f32, p.spec.global_shape);
     for (int dim = 0; dim < box.rank(); ++dim)
       box = box.slice(dim, p.spec.box.offset[dim], p.spec.box.extent[dim]);
-    if (p.num_elements() > 0) copy(box, p.weight);
+    if (p.num_elements() > 0) from_host(stream, box, p.weight);
   }
 }
 
@@ -148,10 +133,27 @@ GoldenFolder read_golden(FileSystem& files, const std::string& folder) {
   return golden;
 }
 
-GoldenResult compute_golden(const GoldenFolder& golden, const std::vector<std::string>& overrides,
-                            Communicator& world, Stream& stream) {
-  Trainer trainer(make_config(golden, overrides, world.size()), world, stream);
-  load_weights(golden.model, trainer.network());
+TrainConfig golden_config(const GoldenFolder& golden, const std::vector<std::string>& overrides, int world) {
+  for (const std::string& assignment : overrides)
+    if (!assignment.starts_with("parallel.") && !assignment.starts_with("precision."))
+      throw UsageError(
+          "--set {}: with --golden only sections parallel and precision can be set; the folder says the rest",
+          assignment);
+  const TrainConfig config = parse_config(
+      fmt::format("model {{ {} }} data {{ train {{ prefix: 'none' }} sequence_length: {} }} "
+                  "optimizer {{ beta1: 0.9 beta2: 0.999 eps: 1e-8 weight_decay: 0.01 clip_norm: 1 }} "
+                  "schedule {{ steps: {} }} parallel {{ global_batch: {} }} log {{ run_directory: 'none' }}",
+                  to_text(golden.model.config), golden.tokens, golden.steps, golden.rows),
+      golden.path, overrides, world);
+  if (config.parallel().global_batch() != golden.rows)
+    throw UsageError("--set parallel.global_batch: the folder has {} rows", golden.rows);
+  return config;
+}
+
+GoldenResult compute_golden(const GoldenFolder& golden, const TrainConfig& config, Communicator& world,
+                            Stream& stream) {
+  Trainer trainer(config, world, stream);
+  load_weights(golden.model, trainer.network(), stream);
   trainer.network().parameters().refresh_operands(stream);
   std::optional<LayerRecorder> recorder;
   if (!golden.trajectory) recorder.emplace(trainer, stream, golden.rows, golden.tokens, true);

@@ -39,11 +39,14 @@ struct GoldenResult {
   std::vector<LogicalTensor> tensors;
 };
 
-// Runs the folder's model on the mesh of section `parallel` of `overrides` ("parallel.tp=2"). A trajectory
-// takes AdamW steps with betas 0.9 and 0.999, eps 1e-8, weight decay 0.01 and clipping at 1. Collective.
-// UsageError where the mesh does not suit the model.
-GoldenResult compute_golden(const GoldenFolder& golden, const std::vector<std::string>& overrides,
-                            Communicator& world, Stream& stream);
+// A run of the folder's model with sections `parallel` and `precision` of `overrides` ("parallel.tp=2") on
+// `world` ranks. A trajectory takes AdamW steps with betas 0.9 and 0.999, eps 1e-8, weight decay 0.01 and
+// clipping at 1. UsageError where the mesh does not suit the model.
+TrainConfig golden_config(const GoldenFolder& golden, const std::vector<std::string>& overrides, int world);
+
+// `config` is the folder's. Collective.
+GoldenResult compute_golden(const GoldenFolder& golden, const TrainConfig& config, Communicator& world,
+                            Stream& stream);
 
 // Writes inputs and results in the form of golden.safetensors.
 void write_golden(FileSystem& files, const std::string& path, const GoldenFolder& golden,

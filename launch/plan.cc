@@ -13,8 +13,8 @@ namespace transxssm {
 namespace {
 
 RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int tp_rank,
-                       const PipelineBuffers& buffers) {
-  const Precision precision = precision_of(config);
+                       const PipelineBuffers& buffers, const Device& device) {
+  const Precision precision = precision_of(config, device);
   const auto alone = single_rank();  // only declares: nothing is sent
   const ModelConfig model = model_config(config);
   const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
@@ -25,13 +25,12 @@ RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int tp_ra
   const int64_t elements = network.parameters().num_elements();
   const int64_t weights = elements * dtype_bytes(DType::f32);
   const int64_t rounded = precision.activation == DType::f32 ? 0 : elements * dtype_bytes(DType::bf16);
-  Carver batch;
-  Batch::carve(batch, num_microbatches(config) * rows, tokens);
   return {.weights = weights + rounded,
           .gradients = weights,
           .optimizer = 2 * weights,
           .activations = buffers.num_slots * activations.slot + activations.pending,
-          .buffers = buffers.bytes({rows, tokens, model.d_model}, precision.residual) + batch.used() +
+          .buffers = buffers.bytes({rows, tokens, model.d_model}, precision.residual) +
+                     TokenRows::bytes(model, num_microbatches(config) * rows, tokens) +
                      network.table_bytes()};
 }
 
@@ -62,7 +61,14 @@ Precision precision_of(const TrainConfig& config, const Device& device) {
   return precision;
 }
 
-Plan make_plan(const TrainConfig& config) {
+void check_precision(const TrainConfig& config, const Device& device) {
+  if (!device.is_cpu() && precision_of(config, device).activation == DType::f32)
+    throw UsageError(
+        "precision.compute is f32, but GPUs compute in bf16: set precision.compute=bf16 (or auto), or "
+        "parallel.device=cpu");
+}
+
+Plan make_plan(const TrainConfig& config, const Device& device) {
   const ModelConfig model = model_config(config);
   const int64_t tokens = config.data().sequence_length();
   Plan plan;
@@ -78,7 +84,7 @@ Plan make_plan(const TrainConfig& config) {
         .cut = cut, .pattern = layer_pattern(model, cut), .cost = stage_cost_fraction(model, cut, tokens)};
     const PipelineBuffers buffers = pipeline_buffers(lowered, stage);
     for (int tp_rank = 0; tp_rank < plan.mesh.tp; ++tp_rank) {
-      const RankMemory memory = rank_memory(config, cut, tp_rank, buffers);
+      const RankMemory memory = rank_memory(config, cut, tp_rank, buffers, device);
       if (memory.total() > s.memory.total()) s.memory = memory;
     }
     costs.stages.push_back({s.cost, s.cost, s.cost});

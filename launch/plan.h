@@ -19,6 +19,8 @@ Schedule pipeline_schedule(const TrainConfig& config);  // not lowered
 Recompute recompute_policy(const TrainConfig& config);
 // The types the network computes in on `device`.
 Precision precision_of(const TrainConfig& config, const Device& device = {});
+// UsageError where `device` does not compute in those types.
+void check_precision(const TrainConfig& config, const Device& device);
 
 // Bytes of one rank by kind, without the scratch memory of operations.
 struct RankMemory {
@@ -47,8 +49,8 @@ struct Plan {
   int64_t checkpoint_bytes = 0;
 };
 
-// For a configuration whose parallel.dp is set.
-Plan make_plan(const TrainConfig& config);
+// For a configuration whose parallel.dp is set; `device` is what its ranks compute on.
+Plan make_plan(const TrainConfig& config, const Device& device = {});
 // A few lines for a person.
 std::string to_text(const Plan& plan, const TrainConfig& config);
 

@@ -273,15 +273,12 @@ void print_trajectory(const GoldenFolder& golden, const GoldenResult& result) {
 
 }  // namespace
 
-void check_golden(const GoldenCheckOptions& options, Communicator& world, Stream& stream) {
-  FileSystem& files = posix_file_system();
-  const GoldenFolder golden = read_golden(files, options.folder);
-  if (options.trajectory && !golden.trajectory)
-    throw CheckpointError("{}/golden.safetensors: tensor lr is missing: no trajectory", options.folder);
-  const GoldenResult result = compute_golden(golden, options.overrides, world, stream);
+void check_golden(const GoldenFolder& golden, const TrainConfig& config, Communicator& world, Stream& stream,
+                  const std::string& write) {
+  const GoldenResult result = compute_golden(golden, config, world, stream);
   std::vector<ComparisonClass> classes;
   if (world.rank() == 0) {
-    if (!options.write.empty()) write_golden(files, options.write, golden, result);
+    if (!write.empty()) write_golden(posix_file_system(), write, golden, result);
     if (golden.trajectory) print_trajectory(golden, result);
     classes = compare_golden(golden, result);
   }

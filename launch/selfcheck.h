@@ -56,13 +56,8 @@ std::string to_text(std::span<const ComparisonClass> classes);
 
 // The whole of the two checks, printed on rank 0. NumericsError on every rank where a tensor is beyond its
 // bound. Collective.
-struct GoldenCheckOptions {
-  std::string folder;
-  std::vector<std::string> overrides;
-  bool trajectory = false;  // refuse a folder that is not one
-  std::string write = {};   // file for the results; empty: none
-};
-void check_golden(const GoldenCheckOptions& options, Communicator& world, Stream& stream);
+void check_golden(const GoldenFolder& golden, const TrainConfig& config, Communicator& world, Stream& stream,
+                  const std::string& write = {});  // file for the results; empty: none
 // `alone` is `config` on one rank.
 void check_mesh_run(const TrainConfig& config, const TrainConfig& alone, int64_t steps, Communicator& world,
                     Stream& stream);

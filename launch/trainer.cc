@@ -34,15 +34,17 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
       cuts_(cut_layers(model_config(config), config.data().sequence_length(), config.parallel().pp())),
       network_(model_config(config), Shard::of(model_config(config), mesh_.shape().tp, mesh_.coordinate().tp),
                cuts_[static_cast<size_t>(mesh_.coordinate().pp)], mesh_.tp(), config.data().sequence_length(),
-               &mesh_.tp_share(group_copies(config)), precision_of(config, stream.device())),
+               &mesh_.tp_share(group_copies(config)), precision_of(config, stream.device()), &stream),
       pipeline_(
           mesh_, pipeline_schedule(config),
           {config.parallel().microbatch_size(), config.data().sequence_length(), config.model().d_model()},
-          network_.precision().residual),
-      learning_rate_(make_learning_rate(config)) {
+          network_.precision().residual, stream.device()),
+      learning_rate_(make_learning_rate(config)),
+      feed_(stream, network_.config(), num_microbatches(config) * config.parallel().microbatch_size(),
+            config.data().sequence_length()) {
   const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
   ParameterStore& parameters = network_.parameters();
-  parameters.allocate(true);
+  parameters.allocate(true, stream.device());
   parameters.initialise(stream, config.seed(), network_.config().initializer_range);
   work_ = std::make_unique<TrainingWork>(stream, network_, rows, tokens, pipeline_.num_slots(),
                                          recompute_policy(config));
@@ -55,23 +57,18 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
                                                    .weight_decay = o.weight_decay(),
                                                    .clip_norm = o.clip_norm(),
                                                    .bucket_elements = config.parallel().bucket_elements()});
-  const int64_t local_rows = num_microbatches(config) * rows;
-  Carver count;
-  Batch::carve(count, local_rows, tokens);
-  batch_arena_ = Arena(count.used());
-  Carver carver = batch_arena_.carver();
-  batch_ = Batch::carve(carver, local_rows, tokens);
-  for (int64_t row = 0; row < local_rows; row += rows) microbatches_.push_back(batch_.row_range(row, rows));
+  for (int64_t row = 0; row < batch().rows(); row += rows)
+    microbatches_.push_back(feed_.device().row_range(row, rows));
 }
 
 int64_t Trainer::first_row() const {
-  return mesh_.coordinate().dp * batch_.rows();
+  return mesh_.coordinate().dp * feed_.host().rows();
 }
 
 int64_t Trainer::count_valid_targets() {
   double count = 0;  // exact: far below 2^53
-  const uint8_t* valid = batch_.valid.data<uint8_t>();
-  for (int64_t i = 0; i < batch_.valid.num_elements(); ++i) count += valid[i];
+  const Tensor& valid = batch().valid;
+  for (int64_t i = 0; i < valid.num_elements(); ++i) count += valid.data<uint8_t>()[i];
   mesh_.dp().all_reduce(Tensor(&count, DType::f64, {1}));
   return static_cast<int64_t>(count);
 }
@@ -83,14 +80,15 @@ StepResult Trainer::step() {
   if (result.valid_targets == 0)
     throw DataError("step {}: no token of the batch counts in the loss; documents of one token?",
                     steps_done_ + 1);
+  feed_.upload();
   work_->begin_training(microbatches_, 1.0 / static_cast<double>(result.valid_targets));
 
   network_.parameters().zero_gradients(stream_);
   pipeline_.run(*work_);
 
   // The last stage knows the loss; its tp ranks all know the same.
-  result.loss =
-      mesh_.coordinate().tp == 0 ? work_->loss_sum() / static_cast<double>(result.valid_targets) : 0;
+  const double loss_sum = work_->loss_sum();
+  result.loss = mesh_.coordinate().tp == 0 ? loss_sum / static_cast<double>(result.valid_targets) : 0;
   mesh_.world().all_reduce(Tensor(&result.loss, DType::f64, {1}));
   if (!std::isfinite(result.loss))
     throw NumericsError(
@@ -124,11 +122,13 @@ std::string Trainer::not_finite_gradients() {
 }
 
 EvaluationSum Trainer::evaluate() {
+  feed_.upload();
   work_->begin_evaluation(microbatches_);
   pipeline_.run_forward(*work_, static_cast<int>(microbatches_.size()));
   EvaluationSum sum;
   sum.valid_targets = count_valid_targets();
-  sum.loss = mesh_.coordinate().tp == 0 ? work_->loss_sum() : 0;
+  const double loss_sum = work_->loss_sum();
+  sum.loss = mesh_.coordinate().tp == 0 ? loss_sum : 0;
   mesh_.world().all_reduce(Tensor(&sum.loss, DType::f64, {1}));
   return sum;
 }
@@ -143,7 +143,8 @@ std::vector<CheckpointTensor> Trainer::checkpoint_tensors() const {
                          .offset = p.spec.box.offset,
                          .extent = p.spec.box.extent,
                          .data = data,
-                         .owner = p.spec.owner && mesh_.coordinate().dp == 0});
+                         .owner = p.spec.owner && mesh_.coordinate().dp == 0,
+                         .stream = &stream_});
     };
     add(TensorKind::master, p.weight);
     add(TensorKind::exp_avg, p.exp_avg);

@@ -32,8 +32,9 @@ class Trainer {
   // Collective. Builds the mesh, allocates everything and initialises the weights from the seed.
   Trainer(const TrainConfig& config, Communicator& world, Stream& stream);
 
-  // Rows of one step on this data-parallel coordinate: [num_microbatches * microbatch_size, T].
-  Batch& batch() { return batch_; }
+  // Rows of one step on this data-parallel coordinate, [num_microbatches * microbatch_size, T], in host
+  // memory: to be filled between steps.
+  Batch& batch() { return feed_.host(); }
   // First of batch()'s rows within the step's global batch.
   int64_t first_row() const;
 
@@ -54,6 +55,7 @@ class Trainer {
   std::vector<CheckpointTensor> checkpoint_tensors() const;
 
   Mesh& mesh() { return mesh_; }
+  Stream& stream() { return stream_; }
   const Network& network() const { return network_; }
   TrainingWork& work() { return *work_; }
   const Pipeline& pipeline() const { return pipeline_; }
@@ -71,9 +73,8 @@ class Trainer {
   std::unique_ptr<TrainingWork> work_;
   std::unique_ptr<Optimizer> optimizer_;
   LearningRateSchedule learning_rate_;
-  Arena batch_arena_;
-  Batch batch_;
-  std::vector<Batch> microbatches_;
+  TokenFeed feed_;
+  std::vector<TokenRows> microbatches_;
   int64_t steps_done_ = 0;
 };
 

@@ -16,22 +16,34 @@ DecodingWork::DecodingWork(Stream& stream, const Network& network, int64_t rows)
   };
   Carver count;
   carve(count);
-  arena_ = Arena(std::max(count.used(), kAlignment));
+  arena_ = Arena(std::max(count.used(), kAlignment), stream.device());
   Carver carver = arena_.carver();
   carve(carver);
 }
 
 void DecodingWork::begin(const Tensor& ids, int64_t first_row) {
-  ids_ = ids;
   first_row_ = first_row;
+  num_rows_ = ids.size(0);
+  num_tokens_ = ids.size(1);
   for (int64_t row = first_row; row < first_row + ids.size(0); ++row)
     TRANSXSSM_CHECK(cached_[static_cast<size_t>(row)] + ids.size(1) <= network_.positions(),
                     "{} tokens do not fit a cache of {}", cached_[static_cast<size_t>(row)] + ids.size(1),
                     network_.positions());
+  stream_.synchronize();  // the staging memory may be under way
+  const int64_t bytes = TokenRows::bytes(network_.config(), num_rows_, num_tokens_);
+  if (staging_.bytes() < bytes) staging_ = Arena(bytes, stream_.device(), MemoryKind::pinned);
+  Carver carver = staging_.carver();
+  const TokenRows rows = TokenRows::carve(carver, network_.config(), num_rows_, num_tokens_);
+  copy(ids, rows.batch.input);
+  for (int64_t b = 0; b < num_rows_; ++b)
+    for (int64_t t = 0; t < num_tokens_; ++t)
+      rows.batch.position.at<int32_t>({b, t}) =
+          static_cast<int32_t>(cached_[static_cast<size_t>(first_row + b)] + t);
+  rows.derive(network_.config());
 }
 
 void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) {
-  const int64_t rows = ids_.size(0), tokens = ids_.size(1);
+  const int64_t rows = num_rows_, tokens = num_tokens_;
   const int64_t num_tokens = rows * tokens;
   int64_t* cached = cached_.data() + first_row_;
   const Shape residual = {num_tokens, network_.config().d_model};
@@ -41,16 +53,13 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
 
   Carver count;
   struct Buffers {
-    Tensor x, y, position;
-    TokenFacts facts;
-    Tensor saved;
+    Tensor x, y, tokens, saved;
   };
   auto carve = [&](Carver& carver) {
     Buffers b;
     b.x = carver.take(network_.precision().residual, residual);
     b.y = carver.take(network_.precision().residual, residual);
-    b.position = carver.take(DType::i32, {num_tokens});
-    b.facts = TokenFacts::carve(carver, network_.config(), rows, tokens);
+    b.tokens = carver.take(DType::u8, {TokenRows::bytes(network_.config(), rows, tokens)});
     b.saved = carver.take(DType::u8, {saved_bytes});
     return b;
   };
@@ -59,18 +68,18 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
   Carver carver = scratch.carver();
   Buffers b = carve(carver);
   const Carver saved(static_cast<std::byte*>(b.saved.raw()), saved_bytes);
-  for (int64_t i = 0; i < num_tokens; ++i)
-    b.position.at<int32_t>({i}) = static_cast<int32_t>(cached[i / tokens] + i % tokens);
-  b.facts.fill(network_.config(), b.position.reshape({rows, tokens}));
+  transfer(stream_, staging_.carver().take(DType::u8, b.tokens.shape()), b.tokens);
+  Carver token_carver(static_cast<std::byte*>(b.tokens.raw()), b.tokens.num_bytes());
+  const TokenRows token_rows = TokenRows::carve(token_carver, network_.config(), rows, tokens);
   TokenContext context{.rows = rows,
                        .tokens = tokens,
-                       .position = b.position,
-                       .start = b.facts.start,
-                       .q_scale = b.facts.q_scale,
-                       .c_scale = b.facts.c_scale,
+                       .position = token_rows.batch.position.reshape({num_tokens}),
+                       .start = token_rows.start,
+                       .q_scale = token_rows.q_scale ? token_rows.q_scale.reshape({num_tokens}) : Tensor{},
+                       .c_scale = token_rows.c_scale,
                        .cached = cached};
   if (network_.embedding())
-    network_.embedding()->forward(stream_, ids_.reshape({num_tokens}), b.x);
+    network_.embedding()->forward(stream_, token_rows.batch.input.reshape({num_tokens}), b.x);
   else
     run(stream_, Copy{input.reshape(residual), b.x});
   for (size_t i = 0; i < network_.layers().size(); ++i) {

@@ -62,17 +62,17 @@ void Head::normalise(Stream& stream, const Tensor& x, const Tensor& y, const Ten
   run(stream, RmsNormForward{.x = x, .weight = (*store_)[norm_].weight, .y = y, .rstd = rstd, .eps = eps_});
 }
 
-double Head::loss(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const {
-  return forward(stream, targets, x, saved, false);
+void Head::loss(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const {
+  forward(stream, targets, x, saved, false);
 }
 
-double Head::loss_and_gradients(Stream& stream, const LossTargets& targets, const Tensor& x,
-                                Carver saved) const {
-  return forward(stream, targets, x, saved, true);
+void Head::loss_and_gradients(Stream& stream, const LossTargets& targets, const Tensor& x,
+                              Carver saved) const {
+  forward(stream, targets, x, saved, true);
 }
 
-double Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved,
-                     bool gradients) const {
+void Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved,
+                   bool gradients) const {
   const int64_t num_tokens = x.size(0);
   const Saved s = carve(saved, num_tokens);
   normalise(stream, x, s.normed, s.rstd);
@@ -84,14 +84,11 @@ double Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x
     return std::pair{logits, carver.take(DType::f32, {3, n})};
   };
   Carver count;
-  count.take(DType::f64, {1}), carve_chunk(count, chunk);
+  carve_chunk(count, chunk);
   Scratch scratch(stream, count.used());
-  Carver whole = scratch.carver();
-  const Tensor loss = whole.take(DType::f64, {1});
-  zero(stream, loss);
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
     const int64_t n = std::min(chunk, num_tokens - begin);
-    Carver carver = whole;
+    Carver carver = scratch.carver();
     const auto [logits, statistics] = carve_chunk(carver, n);
     const Tensor max = statistics.select(0, 0), sum = statistics.select(0, 1), hit = statistics.select(0, 2);
     const Tensor target = targets.target.slice(0, begin, n), valid = targets.valid.slice(0, begin, n);
@@ -99,17 +96,13 @@ double Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x
     output().forward(stream, normed, logits);
     run(stream, CrossEntropyStatistics{logits, target, max, sum, hit, first_id_});
     combine(stream, statistics);
-    run(stream, CrossEntropyLoss{valid, max, sum, hit, loss});
+    run(stream, CrossEntropyLoss{valid, max, sum, hit, targets.loss});
     if (!gradients) continue;
     run(stream, CrossEntropyBackward{logits, target, valid, max, sum, targets.loss_scale, first_id_});
     output().backward_weight(stream, logits, normed);
     output().backward_input(stream, logits, normed);  // normed is not needed any more
   }
   if (gradients) boundary_.enter_backward(s.normed);
-  double nats = 0;
-  transfer(stream, loss, Tensor(&nats, DType::f64, {1}));
-  stream.synchronize();
-  return nats;
 }
 
 Tensor Head::take_logits(Carver& carver, int64_t n) const {

@@ -15,6 +15,7 @@ namespace transxssm {
 struct LossTargets {
   Tensor target;          // [BT] i32
   Tensor valid;           // [BT] u8
+  Tensor loss;            // [1] f64 +=
   double loss_scale = 1;  // 1 / number of valid targets of the whole step
 };
 
@@ -26,10 +27,10 @@ class Head {
   Head(const ModelConfig& config, const Shard& shard, const Precision& precision, ParameterStore& store,
        const Boundary& boundary, Communicator& tp, int tied_weight);
 
-  // Sum of the losses of the valid targets, in nats. x [BT,D].
-  double loss(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const;
+  // Adds the losses of the valid targets, in nats, to targets.loss. x [BT,D].
+  void loss(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const;
   // As loss(), with the weight gradients accumulated and the gradient of the normalised x left in `saved`.
-  double loss_and_gradients(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const;
+  void loss_and_gradients(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved) const;
   void backward_input(Stream& stream, const Tensor& x, const Tensor& dx, Carver saved) const;
   // logits [n,V] of the rows x [n,D], on every rank of tp.
   void logits(Stream& stream, const Tensor& x, const Tensor& logits) const;
@@ -42,8 +43,8 @@ class Head {
     Tensor rstd;    // [BT]
   };
   Saved carve(Carver& saved, int64_t num_tokens) const;
-  double forward(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved,
-                 bool gradients) const;
+  void forward(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved,
+               bool gradients) const;
   void normalise(Stream& stream, const Tensor& x, const Tensor& y, const Tensor& rstd) const;
   // Logits [n,V_local] of this rank, rows apart so that each begins at a vector.
   Tensor take_logits(Carver& carver, int64_t n) const;

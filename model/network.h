@@ -25,8 +25,10 @@ class Network {
   // Declares parameters; allocates nothing but the rotation tables, for `positions` positions.
   // `group_sharers`: the tp ranks that hold copies of one state group (Mesh::tp_share); needed where tp cuts
   // groups of a gated model, else null. Dynamic rotary scaling takes `positions` as the length of the row.
+  // `stream`: of the device that computes; null: the CPU.
   Network(const ModelConfig& config, const Shard& shard, const StageCut& cut, Communicator& tp,
-          int64_t positions, Communicator* group_sharers = nullptr, const Precision& precision = {});
+          int64_t positions, Communicator* group_sharers = nullptr, const Precision& precision = {},
+          Stream* stream = nullptr);
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
@@ -42,6 +44,8 @@ class Network {
   int64_t table_bytes() const { return table_arena_.bytes(); }
 
  private:
+  void make_tables(int64_t positions, Stream* stream);
+
   ModelConfig config_;
   StageCut cut_;
   Precision precision_;
@@ -52,14 +56,6 @@ class Network {
   std::optional<Embedding> embedding_;
   std::vector<std::unique_ptr<Block>> layers_;
   std::optional<Head> head_;
-};
-
-// Facts of the rows at hand that layers share, derived from positions (model/block.h says what each is).
-struct TokenFacts {
-  Tensor start, first_key, q_scale, c_scale;
-
-  static TokenFacts carve(Carver& carver, const ModelConfig& config, int64_t rows, int64_t tokens);
-  void fill(const ModelConfig& config, const Tensor& position) const;  // position [B,T] i32
 };
 
 }  // namespace transxssm

@@ -1,5 +1,6 @@
 #include "model/parameter.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/copy.h"
@@ -8,6 +9,7 @@
 namespace transxssm {
 namespace {
 
+constexpr int64_t kInitialPiece = int64_t{1} << 22;  // elements
 constexpr int64_t kGroupAlignment = kAlignment / 4;  // elements
 
 float initial_value(Init init, const Rng& rng, uint64_t index, double range) {
@@ -56,11 +58,11 @@ void ParameterStore::place() {
   }
 }
 
-void ParameterStore::allocate(bool with_optimizer) {
+void ParameterStore::allocate(bool with_optimizer, Device device) {
   place();
   const Shape flat = {elements_};
   const auto make = [&](Arena& arena, DType dtype, int count) {
-    arena = Arena(std::max<int64_t>(1, count * (elements_ + kGroupAlignment) * dtype_bytes(dtype)));
+    arena = Arena(std::max<int64_t>(1, count * (elements_ + kGroupAlignment) * dtype_bytes(dtype)), device);
     return arena.carver();
   };
   Carver weights = make(weight_arena_, DType::f32, 1);
@@ -106,6 +108,10 @@ void ParameterStore::refresh_operands(Stream& stream) const {
 }
 
 void ParameterStore::initialise(Stream& stream, uint64_t seed, double initializer_range) {
+  // A device's weights are formed in pieces on the host.
+  const bool on_device = stream.queue() != nullptr;
+  const Arena staging(on_device ? kInitialPiece * dtype_bytes(DType::f32) : 0, stream.device(),
+                      MemoryKind::pinned);
   for (const Parameter& p : parameters_) {
     const Rng rng(seed, p.spec.name);
     const Box& box = p.spec.box;
@@ -115,14 +121,24 @@ void ParameterStore::initialise(Stream& stream, uint64_t seed, double initialize
     const int64_t first_row = box.extent.rank() == 1 ? 0 : box.offset[0];
     const int64_t first_column = box.offset[box.offset.rank() - 1];
     const int64_t global_columns = p.spec.global_shape[p.spec.global_shape.rank() - 1];
-    float* weight = p.weight.data<float>();
-    parallel_ranges(stream, rows * columns, 1024, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t index = (first_row + i / columns) * global_columns + first_column + i % columns;
-        weight[i] = initial_value(p.spec.init, rng, static_cast<uint64_t>(index),
-                                  p.spec.init == Init::uniform ? p.spec.init_range : initializer_range);
-      }
-    });
+    const Tensor weight = p.weight.reshape({p.num_elements()});
+    for (int64_t first = 0; first < rows * columns; first += kInitialPiece) {
+      const int64_t count = std::min(kInitialPiece, rows * columns - first);
+      const Tensor piece = weight.slice(0, first, count);
+      const Tensor host = on_device ? staging.carver().take(DType::f32, {count}) : piece;
+      float* values = host.data<float>();
+      parallel_ranges(stream, count, 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) {
+          const int64_t i = first + k;
+          const int64_t index = (first_row + i / columns) * global_columns + first_column + i % columns;
+          values[k] = initial_value(p.spec.init, rng, static_cast<uint64_t>(index),
+                                    p.spec.init == Init::uniform ? p.spec.init_range : initializer_range);
+        }
+      });
+      if (!on_device) continue;
+      transfer(stream, host, piece);
+      stream.synchronize();
+    }
   }
   refresh_operands(stream);
 }

@@ -55,8 +55,8 @@ class ParameterStore {
   // Declares a parameter; returns its index. Parameters declared with `adjacent` follow the previous one
   // without a gap, so that fused() can view them as one matrix.
   int declare(ParameterSpec spec, bool adjacent = false);
-  // Allocates. `with_optimizer` false leaves out gradients and moments (inference).
-  void allocate(bool with_optimizer);
+  // Allocates on `device`. `with_optimizer` false leaves out gradients and moments (inference).
+  void allocate(bool with_optimizer, Device device = {});
   // Same start on every mesh: each element is a function of (seed, name, global index).
   void initialise(Stream& stream, uint64_t seed, double initializer_range);
   // After weights were written by other means than the optimizer: forms the operands again.

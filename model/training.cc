@@ -17,7 +17,6 @@ TrainingWork::Slot TrainingWork::carve_slot(const Network& network, Carver& carv
   const Shape residual = {rows * tokens, network.config().d_model};
   const StageCut& cut = network.cut();
   Slot slot;
-  slot.facts = TokenFacts::carve(carver, network.config(), rows, tokens);
   for (int i = 0; i <= cut.num_layers; ++i) {
     const bool received = i == 0 && !cut.has_embedding;
     const bool sent = i == cut.num_layers && !cut.has_head;
@@ -66,41 +65,53 @@ TrainingWork::TrainingWork(Stream& stream, const Network& network, int64_t rows,
                            int num_slots, Recompute recompute)
     : stream_(stream), network_(network), rows_(rows), tokens_(tokens), recompute_(recompute) {
   const ActivationBytes bytes = activation_bytes(network, rows, tokens, recompute);
-  arena_ = Arena(num_slots * bytes.slot + bytes.pending);
+  arena_ = Arena(num_slots * bytes.slot + bytes.pending + kAlignment, stream.device());
   Carver carver = arena_.carver();
   for (int i = 0; i < num_slots; ++i) slots_.push_back(carve_slot(network, carver, rows, tokens, recompute));
   pending_ = carve_pending(network, carver, rows, tokens, recompute);
+  loss_ = carver.take(DType::f64, {1});
 }
 
-void TrainingWork::begin_training(std::span<const Batch> microbatches, double loss_scale) {
+void TrainingWork::begin(std::span<const TokenRows> microbatches) {
   microbatches_ = microbatches;
+  zero(stream_, loss_);
+}
+
+void TrainingWork::begin_training(std::span<const TokenRows> microbatches, double loss_scale) {
+  begin(microbatches);
   loss_scale_ = loss_scale;
-  loss_sum_ = 0;
   training_ = true;
 }
 
-void TrainingWork::begin_evaluation(std::span<const Batch> microbatches) {
-  microbatches_ = microbatches;
-  loss_sum_ = 0;
+void TrainingWork::begin_evaluation(std::span<const TokenRows> microbatches) {
+  begin(microbatches);
   training_ = false;
 }
 
-TokenContext TrainingWork::context(const Batch& batch, const Slot& slot) const {
+double TrainingWork::loss_sum() const {
+  double nats = 0;
+  if (network_.head()) transfer(stream_, loss_, Tensor(&nats, DType::f64, {1}));
+  stream_.synchronize();
+  return nats;
+}
+
+TokenContext TrainingWork::context(const TokenRows& rows) const {
+  const Shape flat = {rows_ * tokens_};
   return {.rows = rows_,
           .tokens = tokens_,
-          .position = batch.position.reshape({rows_ * tokens_}),
-          .start = slot.facts.start,
-          .first_key = slot.facts.first_key,
-          .q_scale = slot.facts.q_scale,
-          .c_scale = slot.facts.c_scale};
+          .position = rows.batch.position.reshape(flat),
+          .start = rows.start,
+          .first_key = rows.first_key,
+          .q_scale = rows.q_scale ? rows.q_scale.reshape(flat) : Tensor{},
+          .c_scale = rows.c_scale};
 }
 
 void TrainingWork::forward(int microbatch, int slot_index, const Tensor& input, const Tensor& output) {
-  const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
+  const TokenRows& token_rows = microbatches_[static_cast<size_t>(microbatch)];
+  const Batch& batch = token_rows.batch;
   Slot& slot = slots_[static_cast<size_t>(slot_index)];
   const Shape residual = {rows_ * tokens_, network_.config().d_model};
-  slot.facts.fill(network_.config(), batch.position);
-  const TokenContext tokens = context(batch, slot);
+  const TokenContext tokens = context(token_rows);
   if (network_.embedding())
     network_.embedding()->forward(stream_, batch.input.reshape({rows_ * tokens_}), slot.x.front());
   else
@@ -114,16 +125,18 @@ void TrainingWork::forward(int microbatch, int slot_index, const Tensor& input, 
   }
   if (!network_.head()) return;
   const LossTargets targets{batch.target.reshape({rows_ * tokens_}), batch.valid.reshape({rows_ * tokens_}),
-                            loss_scale_};
-  loss_sum_ += training_ ? network_.head()->loss_and_gradients(stream_, targets, slot.x[layers], slot.head)
-                         : network_.head()->loss(stream_, targets, slot.x[layers], slot.head);
+                            loss_, loss_scale_};
+  if (training_)
+    network_.head()->loss_and_gradients(stream_, targets, slot.x[layers], slot.head);
+  else
+    network_.head()->loss(stream_, targets, slot.x[layers], slot.head);
 }
 
 void TrainingWork::backward_input(int microbatch, int slot_index, const Tensor& d_output,
                                   const Tensor& d_input) {
   const Slot& slot = slots_[static_cast<size_t>(slot_index)];
   const Shape residual = {rows_ * tokens_, network_.config().d_model};
-  const TokenContext tokens = context(microbatches_[static_cast<size_t>(microbatch)], slot);
+  const TokenContext tokens = context(microbatches_[static_cast<size_t>(microbatch)]);
   pending_microbatch_ = microbatch;
   const size_t layers = network_.layers().size();
   if (network_.head())
@@ -145,8 +158,8 @@ void TrainingWork::backward_input(int microbatch, int slot_index, const Tensor& 
 
 void TrainingWork::backward_weight(int microbatch, int slot_index) {
   const Slot& slot = slots_[static_cast<size_t>(slot_index)];
-  const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
-  const TokenContext tokens = context(batch, slot);
+  const TokenRows& token_rows = microbatches_[static_cast<size_t>(microbatch)];
+  const TokenContext tokens = context(token_rows);
   TRANSXSSM_CHECK(pending_microbatch_ == microbatch,
                   "W of microbatch {} follows B of {}: one set of gradients waits", microbatch,
                   pending_microbatch_);
@@ -154,7 +167,7 @@ void TrainingWork::backward_weight(int microbatch, int slot_index) {
     network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], saved(slot, i),
                                           pending_.layers[i]);
   if (network_.embedding())
-    network_.embedding()->backward_weight(stream_, batch.input.reshape({rows_ * tokens_}),
+    network_.embedding()->backward_weight(stream_, token_rows.batch.input.reshape({rows_ * tokens_}),
                                           pending_.dy.front());
 }
 

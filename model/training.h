@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "model/network.h"
+#include "model/token_rows.h"
 #include "parallel/pipeline.h"
-#include "runtime/data/batch.h"
 
 namespace transxssm {
 
@@ -33,11 +33,12 @@ class TrainingWork : public StageWork {
                Recompute recompute = Recompute::keep);
 
   // Before Pipeline::run: the microbatches, and 1 / number of valid targets of the whole step.
-  void begin_training(std::span<const Batch> microbatches, double loss_scale);
+  void begin_training(std::span<const TokenRows> microbatches, double loss_scale);
   // Before Pipeline::run_forward.
-  void begin_evaluation(std::span<const Batch> microbatches);
-  // Sum of the losses of this rank's valid targets since begin_*, in nats; zero but on the last stage.
-  double loss_sum() const { return loss_sum_; }
+  void begin_evaluation(std::span<const TokenRows> microbatches);
+  // Sum of the losses of this rank's valid targets since begin_*, in nats; zero but on the last stage. Waits
+  // for all that was queued.
+  double loss_sum() const;
 
   // Called in each forward with the output [BT,D] of every layer: the microbatch, and the layer counted from
   // the first of the whole network. Empty: nobody looks.
@@ -51,7 +52,6 @@ class TrainingWork : public StageWork {
 
  private:
   struct Slot {
-    TokenFacts facts;
     std::vector<Tensor> x;  // input of each layer, then of the head; the first of a later stage is received
     std::vector<Carver> saved;  // of each layer (unless recomputed)
     Carver head;
@@ -69,7 +69,8 @@ class TrainingWork : public StageWork {
   Carver saved(const Slot& slot, size_t layer) const {
     return recompute_ == Recompute::keep ? slot.saved[layer] : pending_.recomputed;
   }
-  TokenContext context(const Batch& batch, const Slot& slot) const;
+  TokenContext context(const TokenRows& rows) const;
+  void begin(std::span<const TokenRows> microbatches);
 
   Stream& stream_;
   const Network& network_;
@@ -78,9 +79,9 @@ class TrainingWork : public StageWork {
   Arena arena_;
   std::vector<Slot> slots_;
   Pending pending_;
-  std::span<const Batch> microbatches_;
+  std::span<const TokenRows> microbatches_;
   double loss_scale_ = 0;
-  double loss_sum_ = 0;
+  Tensor loss_;                  // [1] f64
   int pending_microbatch_ = -1;  // whose input gradients are in pending_
   bool training_ = false;
   LayerObserver observer_;

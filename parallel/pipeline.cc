@@ -91,7 +91,7 @@ void Pipeline::OutgoingRing::finish() {
   for (Outgoing& outgoing : buffers) outgoing.request.wait();
 }
 
-Pipeline::Pipeline(Mesh& mesh, const Schedule& schedule, const Shape& boundary, DType dtype)
+Pipeline::Pipeline(Mesh& mesh, const Schedule& schedule, const Shape& boundary, DType dtype, Device device)
     : mesh_(mesh), stage_(mesh.coordinate().pp) {
   TRANSXSSM_CHECK(schedule.num_stages() == mesh.shape().pp && schedule.num_ranks() == mesh.shape().pp &&
                       !schedule.forward_only,
@@ -104,7 +104,7 @@ Pipeline::Pipeline(Mesh& mesh, const Schedule& schedule, const Shape& boundary, 
   lowered_ = lower(schedule, kPrefetch);
   validate(lowered_);
   buffers_ = pipeline_buffers(lowered_, stage_);
-  arena_ = Arena(buffers_.bytes(boundary, dtype));
+  arena_ = Arena(buffers_.bytes(boundary, dtype), device);
   Carver carver = arena_.carver();
   const auto carve = [&](int count, OutgoingRing& ring) {
     for (int i = 0; i < count; ++i) ring.buffers.push_back({carver.take(dtype, boundary), {}});

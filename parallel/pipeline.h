@@ -42,9 +42,9 @@ PipelineBuffers pipeline_buffers(const Schedule& lowered, int rank);
 class Pipeline {
  public:
   // `schedule` is one of mesh.shape().pp stages, one a rank, not lowered. boundary: shape of the tensor
-  // between two stages, [B, T, D] of a microbatch. Validates the schedule; no communication. The mesh must
-  // outlive it.
-  Pipeline(Mesh& mesh, const Schedule& schedule, const Shape& boundary, DType dtype);
+  // between two stages, [B, T, D] of a microbatch, in memory of `device`. Validates the schedule; no
+  // communication. The mesh must outlive it.
+  Pipeline(Mesh& mesh, const Schedule& schedule, const Shape& boundary, DType dtype, Device device = {});
 
   // One step: every microbatch forward and backward, then reduce_gradients.
   void run(StageWork& work);

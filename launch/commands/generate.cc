@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "checkpoint/checkpoint.h"
+#include "launch/device.h"
 #include "launch/generator.h"
 #include "launch/worker.h"
 #include "runtime/data/tokenizer.h"
@@ -71,19 +72,14 @@ int generate(const Arguments& arguments, Worker& worker) {
     longest = std::max(longest, prompt.size());
   }
   const int64_t count = arguments.integer("--max-tokens", 1, 1 << 24);
-  Stream stream(worker.take_threads(0, false));
+  Stream stream(choose_device(arguments.text("--device"), worker.local_rank()),
+                worker.take_threads(0, false));
+  use_device_of(stream, worker);
   Generator generator(config, shape, worker.world(), stream, static_cast<int64_t>(prompts.size()),
-                      static_cast<int64_t>(longest) + count);
-  std::vector<CheckpointTensor> targets;
-  for (const Parameter& p : generator.network().parameters().all())
-    targets.push_back({.name = p.spec.name,
-                       .kind = TensorKind::master,
-                       .global_shape = p.spec.global_shape,
-                       .offset = p.spec.box.offset,
-                       .extent = p.spec.box.extent,
-                       .data = p.weight,
-                       .owner = p.spec.owner});
-  load_checkpoint(worker.world(), files, *path, targets);
+                      static_cast<int64_t>(longest) + count,
+                      stream.device().is_cpu() ? Precision::f32() : Precision::bf16());
+  load_checkpoint(worker.world(), files, *path, generator.checkpoint_tensors());
+  generator.weights_were_loaded();
 
   const SamplingOptions sampling{.temperature = arguments.number("--temperature", 0, 100),
                                  .top_p = arguments.number("--top-p", 1e-6, 1),
@@ -135,6 +131,10 @@ Command generate_command() {
                 .help = "draw from the likeliest tokens that reach this probability together",
                 .standard = "0.95"},
                {.name = "--seed", .value = "N", .help = "the same seed draws the same text", .standard = "0"},
+               {.name = "--device",
+                .value = "auto|cpu|cuda|cuda:N",
+                .help = "auto: a GPU where there is one; cuda: the ranks of a host take its GPUs in turn",
+                .standard = "auto"},
                {.name = "--tp", .value = "N", .help = "tensor parallel; default: all ranks", .group = "Mesh"},
                {.name = "--pp", .value = "N", .help = "pipeline stages", .standard = "1", .group = "Mesh"}},
           .run =

@@ -2,11 +2,20 @@
 
 #include <chrono>
 
+#include "launch/device.h"
+#include "launch/plan.h"
 #include "launch/selfcheck.h"
 #include "launch/worker.h"
 
 namespace transxssm {
 namespace {
+
+Stream make_stream(const TrainConfig& config, Worker& worker) {
+  const auto& p = config.parallel();
+  const Device device = choose_device(p.device(), worker.local_rank());
+  check_precision(config, device);
+  return Stream(device, worker.take_threads(p.threads_per_rank(), p.pin_threads()));
+}
 
 int check_with_config(const Arguments& arguments, Worker& worker) {
   for (const char* name : {"--trajectory", "--write"})
@@ -22,7 +31,8 @@ int check_with_config(const Arguments& arguments, Worker& worker) {
   const TrainConfig alone = load_config(file, overrides, 1);
   worker.world().set_timeout(std::chrono::duration_cast<std::chrono::nanoseconds>(
       std::chrono::duration<double>(config.parallel().timeout_seconds())));
-  Stream stream(worker.take_threads(config.parallel().threads_per_rank(), config.parallel().pin_threads()));
+  Stream stream = make_stream(config, worker);
+  use_device_of(stream, worker);
   check_mesh_run(config, alone, arguments.integer("--steps", 1, 1000000), worker.world(), stream);
   return 0;
 }
@@ -32,12 +42,13 @@ int selfcheck(const Arguments& arguments, Worker& worker) {
     throw UsageError("give --golden DIR or --config FILE, one of the two");
   if (arguments.has("--config")) return check_with_config(arguments, worker);
   if (arguments.has("--steps")) throw UsageError("--steps is for --config");
-  Stream stream(worker.take_threads(0, false));
-  check_golden({.folder = arguments.text("--golden"),
-                .overrides = arguments.list("--set"),
-                .trajectory = arguments.flag("--trajectory"),
-                .write = arguments.text("--write")},
-               worker.world(), stream);
+  const GoldenFolder golden = read_golden(posix_file_system(), arguments.text("--golden"));
+  if (arguments.flag("--trajectory") && !golden.trajectory)
+    throw CheckpointError("{}/golden.safetensors: tensor lr is missing: no trajectory", golden.path);
+  const TrainConfig config = golden_config(golden, arguments.list("--set"), worker.size());
+  Stream stream = make_stream(config, worker);
+  use_device_of(stream, worker);
+  check_golden(golden, config, worker.world(), stream, arguments.text("--write"));
   return 0;
 }
 
@@ -65,7 +76,8 @@ Command selfcheck_command() {
                {.name = "--steps", .value = "K", .help = "training steps", .standard = "5", .group = mesh},
                {.name = "--set",
                 .value = "PATH=VALUE",
-                .help = "override one field, such as parallel.tp=2; with --golden only of section parallel",
+                .help = "override one field, such as parallel.tp=2; with --golden only of sections parallel "
+                        "and precision",
                 .repeatable = true}},
           .run =
               [](const Arguments& arguments) {

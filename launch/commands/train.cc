@@ -9,6 +9,7 @@
 
 #include "checkpoint/run_lock.h"
 #include "launch/config.h"
+#include "launch/device.h"
 #include "launch/plan.h"
 #include "launch/training_run.h"
 #include "launch/worker.h"
@@ -56,11 +57,14 @@ int train(const Arguments& arguments, Worker& worker) {
   open_log_file(fmt::format("{}/log/rank-{}.txt", run_directory, worker.rank()));
   open_progress(run_directory + "/log", worker.rank(), worker.size());
 
+  const Device device = choose_device(config.parallel().device(), worker.local_rank());
+  check_precision(config, device);
   const int threads =
       worker.take_threads(config.parallel().threads_per_rank(), config.parallel().pin_threads());
-  log_info("{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config), config), threads,
+  log_info("{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config, device), config), threads,
            worker.num_local_ranks(), worker.host());
-  Stream stream(threads);
+  Stream stream(device, threads);
+  use_device_of(stream, worker);
   TrainingRunOptions options{.resume = arguments.text("--resume")};
   options.resume_command =
       fmt::format("launch/run.sh -n {} -- train --config {}/config.textproto --resume auto", worker.size(),

@@ -81,7 +81,7 @@ void write_folder(const TemporaryDirectory& directory, GoldenFolder golden, Gold
 GoldenResult compute(const GoldenFolder& golden) {
   const auto alone = single_rank();
   Stream stream(1);
-  return compute_golden(golden, {}, *alone, stream);
+  return compute_golden(golden, golden_config(golden, {}, 1), *alone, stream);
 }
 
 const GoldenFolder& folder() {
@@ -111,7 +111,8 @@ Outcome check(const std::string& path, int ranks = 1, const std::vector<std::str
   try {
     run_as_ranks(ranks, [&](Communicator& world) {
       Stream stream(1);
-      check_golden({.folder = path, .overrides = overrides}, world, stream);
+      const GoldenFolder golden = read_golden(posix_file_system(), path);
+      check_golden(golden, golden_config(golden, overrides, world.size()), world, stream);
     });
   } catch (const Error& error) {
     outcome.code = error.code();

@@ -128,11 +128,8 @@ TEST_P(Decoding, RowsOfDifferentLengthDoNotDisturbEachOther) {
 // number of positions fixes n in both.
 TEST_P(Decoding, EqualsTheTrainingForward) {
   Model model(GetParam().second);
-  Carver count;
-  Batch::carve(count, 1, kTokens - 1);
-  Arena arena(count.used());
-  Carver carver = arena.carver();
-  Batch batch = Batch::carve(carver, 1, kTokens - 1);
+  TokenFeed feed(model.stream, model.config, 1, kTokens - 1);
+  const Batch& batch = feed.host();
   for (int64_t t = 0; t + 1 < kTokens; ++t) {
     batch.input.at<int32_t>({0, t}) = model.ids[static_cast<size_t>(t)];
     batch.target.at<int32_t>({0, t}) = model.ids[static_cast<size_t>(t + 1)];
@@ -143,7 +140,8 @@ TEST_P(Decoding, EqualsTheTrainingForward) {
   for (int64_t t = 0; t + 1 < kTokens; ++t) {
     zero(batch.valid);
     batch.valid.at<uint8_t>({0, t}) = 1;
-    work.begin_evaluation({&batch, 1});
+    feed.upload();
+    work.begin_evaluation({&feed.device(), 1});
     work.forward(0, 0, {}, {});
     double sum = 0;
     const auto& row = logits[static_cast<size_t>(t)];

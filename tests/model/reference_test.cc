@@ -203,16 +203,14 @@ class WholeModel : public testing::TestWithParam<Case> {};
 TEST_P(WholeModel, EqualsItsDefinition) {
   const Case& test = GetParam();
   ASSERT_EQ(problems(test.config), std::vector<std::string>{});
-  Carver count;
-  Batch::carve(count, kRows, kTokens);
-  const Arena arena(count.used());
-  Carver carver = arena.carver();
-  const Batch batch = Batch::carve(carver, kRows, kTokens);
+  Stream stream(1);
+  TokenFeed feed(stream, test.config, kRows, kTokens);
+  const Batch& batch = feed.host();
   fill(test, batch);
+  feed.upload();
   int64_t targets = 0;
   for (int64_t i = 0; i < kRows * kTokens; ++i) targets += batch.valid.data<uint8_t>()[i];
 
-  Stream stream(1);
   const auto alone = single_rank();
   Network network(test.config, Shard::of(test.config, 1, 0),
                   StageCut{.num_layers = static_cast<int>(test.config.num_layers)}, *alone, kTokens);
@@ -227,7 +225,7 @@ TEST_P(WholeModel, EqualsItsDefinition) {
   TrainingWork work(stream, network, kRows, kTokens, 1);
   const double scale = 1 / static_cast<double>(targets);
   network.parameters().zero_gradients(stream);
-  work.begin_training({&batch, 1}, scale);
+  work.begin_training({&feed.device(), 1}, scale);
   work.forward(0, 0, {}, {});
   work.backward_input(0, 0, {}, {});
   work.backward_weight(0, 0);

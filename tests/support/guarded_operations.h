@@ -44,10 +44,10 @@ class GuardedOperations final : public Operations {
   void run(Stream& stream, const AdamW& args) override { add(stream, args); }
 
   double sum_of_squares(Stream& stream, std::span<const Tensor> tensors) override {
-    return read(stream, [&](Stream& host) { return cpu::sum_of_squares(host, tensors); });
+    return read<double>(stream, [&](Stream& host) { return cpu::sum_of_squares(host, tensors); });
   }
   int64_t count_not_finite(Stream& stream, const Tensor& x) override {
-    return read(stream, [&](Stream& host) { return cpu::count_not_finite(host, x); });
+    return read<int64_t>(stream, [&](Stream& host) { return cpu::count_not_finite(host, x); });
   }
 
  private:
@@ -58,10 +58,10 @@ class GuardedOperations final : public Operations {
       cpu::run(host, args);
     });
   }
-  template <class Fn>
-  auto read(Stream& stream, Fn&& fn) {
+  template <class Result>
+  Result read(Stream& stream, const std::function<Result(Stream&)>& fn) {
     stream.synchronize();
-    decltype(fn(stream)) result{};
+    Result result{};
     device_.run_open([&] {
       Stream host;
       result = fn(host);

@@ -1,0 +1,60 @@
+#include "launch/device.h"
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+
+#include "parallel/device_transport.h"
+#include "runtime/log.h"
+
+namespace transxssm {
+namespace {
+
+constexpr std::string_view kNumbered = "cuda:";
+
+// N of "cuda:N".
+std::optional<int> number_of(const std::string& choice) {
+  if (!choice.starts_with(kNumbered)) return std::nullopt;
+  int number = 0;
+  const char* end = choice.data() + choice.size();
+  const auto [stop, error] = std::from_chars(choice.data() + kNumbered.size(), end, number);
+  if (error != std::errc() || stop != end || number < 0) return std::nullopt;
+  return number;
+}
+
+}  // namespace
+
+bool is_device_choice(const std::string& choice) {
+  return choice == "auto" || choice == "cpu" || choice == "cuda" || number_of(choice).has_value();
+}
+
+Device choose_device(const std::string& choice, int local_rank) {
+  if (!is_device_choice(choice))
+    throw UsageError("device {} is not known; legal values are auto, cpu, cuda and cuda:N", choice);
+  if (choice == "cpu" || (choice == "auto" && !has_device())) return {};
+  const int count = device_runtime().num_devices();
+  if (count == 0)
+    throw DeviceError(
+        "device {}: this host has no GPU that a driver serves; install the NVIDIA driver, or choose the "
+        "device cpu",
+        choice);
+  const std::optional<int> number = number_of(choice);
+  if (number && *number >= count)
+    throw DeviceError("device {}: this host has {} GPU{}; choose {}, or cuda for each rank's own", choice,
+                      count, count == 1 ? "" : "s",
+                      count == 1 ? "cuda:0" : fmt::format("one of cuda:0 to cuda:{}", count - 1));
+  return {DeviceKind::cuda, number.value_or(local_rank % count)};
+}
+
+void use_device_of(Stream& stream, Worker& worker) {
+  const Device device = stream.device();
+  if (device.is_cpu()) return;
+  attach_device(worker.world(), stream);
+  const int count = device_runtime().num_devices();
+  log_info("device    {}: {}{}", device.to_string(), device_runtime().describe(device.index),
+           worker.num_local_ranks() > count
+               ? fmt::format("; {} ranks of {} share {} GPUs", worker.num_local_ranks(), worker.host(), count)
+               : "");
+}
+
+}  // namespace transxssm
