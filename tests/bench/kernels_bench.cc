@@ -21,8 +21,10 @@ void gemm(benchmark::State& state, bool transpose_a, bool transpose_b) {
   Stream stream(threads(state));
   const int64_t m = transpose_a ? p.ffn : p.tokens(), n = transpose_b ? p.ffn : p.width;
   const int64_t k = transpose_a ? p.tokens() : transpose_b ? p.width : p.ffn;
-  const OwnedTensor a = tensor(transpose_a ? Shape{k, m} : Shape{m, k});
-  const OwnedTensor b = tensor(transpose_b ? Shape{n, k} : Shape{k, n}), c = tensor({m, n});
+  const DType type = dtype(state);
+  const OwnedTensor a = activation(type, transpose_a ? Shape{k, m} : Shape{m, k});
+  const OwnedTensor b = activation(type, transpose_b ? Shape{n, k} : Shape{k, n});
+  const OwnedTensor c = activation(transpose_a ? DType::f32 : type, {m, n});
   const Gemm args{a, b, c, transpose_a, transpose_b, transpose_a};
   measure(
       state, [&] { run(stream, args); }, bytes({a, b, c}), 2.0 * static_cast<double>(m * n * k));
@@ -38,12 +40,12 @@ void GemmWeightGradient(benchmark::State& state) {
 }
 
 struct NormTensors {
-  explicit NormTensors(const Preset& p)
-      : x(tensor({p.tokens(), p.width})),
-        branch(tensor({p.tokens(), p.width})),
-        sum(tensor({p.tokens(), p.width})),
-        y(tensor({p.tokens(), p.width})),
-        d_branch(tensor({p.tokens(), p.width})),
+  NormTensors(const Preset& p, DType type)
+      : x(activation(type, {p.tokens(), p.width})),
+        branch(activation(type, {p.tokens(), p.width})),
+        sum(activation(type, {p.tokens(), p.width})),
+        y(activation(type, {p.tokens(), p.width})),
+        d_branch(activation(type, {p.tokens(), p.width})),
         weight(tensor({p.width})),
         d_weight(tensor({p.width})),
         rstd(tensor({p.tokens()})) {}
@@ -52,7 +54,7 @@ struct NormTensors {
 
 void NormForward(benchmark::State& state) {
   Stream stream(threads(state));
-  const NormTensors t(preset(state));
+  const NormTensors t(preset(state), dtype(state));
   const RmsNormForward args{t.x, t.branch, t.weight, t.sum, t.weight, t.y, t.rstd};
   measure(
       state, [&] { run(stream, args); }, bytes({t.x, t.branch, t.sum, t.y}));
@@ -60,7 +62,7 @@ void NormForward(benchmark::State& state) {
 
 void NormBackward(benchmark::State& state) {
   Stream stream(threads(state));
-  const NormTensors t(preset(state));
+  const NormTensors t(preset(state), dtype(state));
   const RmsNormBackward args{.dy = t.y,
                              .d_sum = t.branch,
                              .sum = t.sum,
@@ -78,7 +80,7 @@ void NormBackward(benchmark::State& state) {
 
 void Residual(benchmark::State& state) {
   Stream stream(threads(state));
-  const NormTensors t(preset(state));
+  const NormTensors t(preset(state), dtype(state));
   const ResidualForward args{t.x, t.branch, t.weight, t.y};
   measure(
       state, [&] { run(stream, args); }, bytes({t.x, t.branch, t.y}));
@@ -86,7 +88,7 @@ void Residual(benchmark::State& state) {
 
 void ResidualGradient(benchmark::State& state) {
   Stream stream(threads(state));
-  const NormTensors t(preset(state));
+  const NormTensors t(preset(state), dtype(state));
   const ResidualBackward args{t.branch, t.x, t.weight, t.y, t.d_weight};
   measure(
       state, [&] { run(stream, args); }, bytes({t.x, t.branch, t.y}));
@@ -95,7 +97,8 @@ void ResidualGradient(benchmark::State& state) {
 void Rope(benchmark::State& state) {
   const Preset& p = preset(state);
   Stream stream(threads(state));
-  const OwnedTensor x = tensor({p.tokens(), p.heads, p.head_dim}), table = tensor({p.row, p.head_dim / 2});
+  const OwnedTensor x = activation(dtype(state), {p.tokens(), p.heads, p.head_dim});
+  const OwnedTensor table = tensor({p.row, p.head_dim / 2});
   const OwnedTensor position = random_integers<int32_t>({p.tokens()}, 1, 0, p.row);
   const Rotary args{.x = x, .cos = table, .sin = table, .position = position};
   measure(
@@ -105,8 +108,9 @@ void Rope(benchmark::State& state) {
 void Swiglu(benchmark::State& state) {
   const Preset& p = preset(state);
   Stream stream(threads(state));
-  const OwnedTensor gate = tensor({p.tokens(), p.ffn}), up = tensor({p.tokens(), p.ffn}),
-                    y = tensor({p.tokens(), p.ffn});
+  const Shape shape{p.tokens(), p.ffn};
+  const DType type = dtype(state);
+  const OwnedTensor gate = activation(type, shape), up = activation(type, shape), y = activation(type, shape);
   const SwigluForward args{gate, up, y};
   measure(
       state, [&] { run(stream, args); }, bytes({gate, up, y}));
@@ -116,7 +120,9 @@ void SwigluGradient(benchmark::State& state) {
   const Preset& p = preset(state);
   Stream stream(threads(state));
   const Shape shape{p.tokens(), p.ffn};
-  const OwnedTensor gate = tensor(shape), up = tensor(shape), dy = tensor(shape);
+  const DType type = dtype(state);
+  const OwnedTensor gate = activation(type, shape), up = activation(type, shape),
+                    dy = activation(type, shape);
   const SwigluBackward args{gate, up, dy, gate, up, dy};
   measure(
       state, [&] { run(stream, args); }, 2 * bytes({gate, up, dy}));
@@ -126,25 +132,27 @@ void Embedding(benchmark::State& state) {
   const Preset& p = preset(state);
   Stream stream(threads(state));
   const OwnedTensor ids = random_integers<int32_t>({p.tokens()}, 1, 0, p.vocabulary);
-  const OwnedTensor weight = tensor({p.vocabulary, p.width}), y = tensor({p.tokens(), p.width});
+  const OwnedTensor weight = tensor({p.vocabulary, p.width}),
+                    y = activation(dtype(state), {p.tokens(), p.width});
   const EmbeddingForward args{.ids = ids, .weight = weight, .y = y};
   measure(
-      state, [&] { run(stream, args); }, bytes({y, y}));
+      state, [&] { run(stream, args); }, bytes({y}) + 4.0 * static_cast<double>(y.view().num_elements()));
 }
 
 void EmbeddingGradient(benchmark::State& state) {
   const Preset& p = preset(state);
   Stream stream(threads(state));
   const OwnedTensor ids = random_integers<int32_t>({p.tokens()}, 1, 0, p.vocabulary);
-  const OwnedTensor d_weight = tensor({p.vocabulary, p.width}), dy = tensor({p.tokens(), p.width});
+  const OwnedTensor d_weight = tensor({p.vocabulary, p.width}),
+                    dy = activation(dtype(state), {p.tokens(), p.width});
   const EmbeddingBackward args{.ids = ids, .dy = dy, .d_weight = d_weight};
   measure(
-      state, [&] { run(stream, args); }, bytes({dy, dy, dy}));
+      state, [&] { run(stream, args); }, bytes({dy}) + 8.0 * static_cast<double>(dy.view().num_elements()));
 }
 
 struct LossTensors {
-  explicit LossTensors(const Preset& p)
-      : logits(tensor({p.loss_tokens, p.vocabulary})),
+  LossTensors(const Preset& p, DType type)
+      : logits(activation(type, {p.loss_tokens, p.vocabulary})),
         max(tensor({p.loss_tokens})),
         sum(tensor({p.loss_tokens}, 1)),
         target_logit(tensor({p.loss_tokens})),
@@ -155,7 +163,7 @@ struct LossTensors {
 
 void Loss(benchmark::State& state) {
   Stream stream(threads(state));
-  const LossTensors t(preset(state));
+  const LossTensors t(preset(state), dtype(state));
   const CrossEntropyStatistics args{t.logits, t.targets, t.max, t.sum, t.target_logit};
   measure(
       state, [&] { run(stream, args); }, bytes({t.logits}));
@@ -163,7 +171,7 @@ void Loss(benchmark::State& state) {
 
 void LossGradient(benchmark::State& state) {
   Stream stream(threads(state));
-  const LossTensors t(preset(state));
+  const LossTensors t(preset(state), dtype(state));
   const CrossEntropyBackward args{t.logits, t.targets, t.valid, t.max, t.sum};
   measure(
       state, [&] { run(stream, args); }, bytes({t.logits, t.logits}));
@@ -174,10 +182,13 @@ void OptimizerStep(benchmark::State& state) {
   Stream stream(threads(state));
   const Shape shape{p.vocabulary * p.width};
   const OwnedTensor weight = tensor(shape), gradient = tensor(shape), m = tensor(shape), v = tensor(shape);
-  const AdamW args{
-      .weight = weight, .gradient = gradient, .exp_avg = m, .exp_avg_sq = v, .learning_rate = 1e-3};
+  const OwnedTensor rounded = activation(DType::bf16, shape);
+  AdamW args{.weight = weight, .gradient = gradient, .exp_avg = m, .exp_avg_sq = v, .learning_rate = 1e-3};
+  const bool rounds = dtype(state) == DType::bf16;
+  if (rounds) args.rounded = rounded;
   measure(
-      state, [&] { run(stream, args); }, bytes({gradient, weight, weight, m, m, v, v}));
+      state, [&] { run(stream, args); },
+      bytes({gradient, weight, weight, m, m, v, v}) + (rounds ? bytes({rounded}) : 0));
 }
 
 void SumOfSquares(benchmark::State& state) {
@@ -301,21 +312,21 @@ void AttentionGradient(benchmark::State& state) {
       2 * attention_flops(preset(state)));
 }
 
-BENCHMARK_OPERATION(GemmForward);
-BENCHMARK_OPERATION(GemmInputGradient);
-BENCHMARK_OPERATION(GemmWeightGradient);
-BENCHMARK_OPERATION(NormForward);
-BENCHMARK_OPERATION(NormBackward);
-BENCHMARK_OPERATION(Residual);
-BENCHMARK_OPERATION(ResidualGradient);
-BENCHMARK_OPERATION(Rope);
-BENCHMARK_OPERATION(Swiglu);
-BENCHMARK_OPERATION(SwigluGradient);
-BENCHMARK_OPERATION(Embedding);
-BENCHMARK_OPERATION(EmbeddingGradient);
-BENCHMARK_OPERATION(Loss);
-BENCHMARK_OPERATION(LossGradient);
-BENCHMARK_OPERATION(OptimizerStep);
+BENCHMARK_ACTIVATIONS(GemmForward);
+BENCHMARK_ACTIVATIONS(GemmInputGradient);
+BENCHMARK_ACTIVATIONS(GemmWeightGradient);
+BENCHMARK_ACTIVATIONS(NormForward);
+BENCHMARK_ACTIVATIONS(NormBackward);
+BENCHMARK_ACTIVATIONS(Residual);
+BENCHMARK_ACTIVATIONS(ResidualGradient);
+BENCHMARK_ACTIVATIONS(Rope);
+BENCHMARK_ACTIVATIONS(Swiglu);
+BENCHMARK_ACTIVATIONS(SwigluGradient);
+BENCHMARK_ACTIVATIONS(Embedding);
+BENCHMARK_ACTIVATIONS(EmbeddingGradient);
+BENCHMARK_ACTIVATIONS(Loss);
+BENCHMARK_ACTIVATIONS(LossGradient);
+BENCHMARK_ACTIVATIONS(OptimizerStep);
 BENCHMARK_OPERATION(SumOfSquares);
 BENCHMARK_OPERATION(CountNotFinite);
 BENCHMARK_OPERATION(Scan);

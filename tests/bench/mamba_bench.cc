@@ -8,10 +8,10 @@ namespace {
 
 // Over the d_inner = 2 D channels of a Mamba-2 mixer.
 struct ConvTensors {
-  explicit ConvTensors(const Preset& p)
-      : x(tensor({p.batch, p.row, 2 * p.width})),
-        y(tensor({p.batch, p.row, 2 * p.width})),
-        dx(tensor({p.batch, p.row, 2 * p.width})),
+  ConvTensors(const Preset& p, DType type)
+      : x(activation(type, {p.batch, p.row, 2 * p.width})),
+        y(activation(type, {p.batch, p.row, 2 * p.width})),
+        dx(activation(type, {p.batch, p.row, 2 * p.width})),
         weight(tensor({2 * p.width, 4})),
         d_weight(tensor({2 * p.width, 4})),
         bias(tensor({2 * p.width})),
@@ -21,7 +21,7 @@ struct ConvTensors {
 
 void Conv(benchmark::State& state) {
   Stream stream(threads(state));
-  const ConvTensors t(preset(state));
+  const ConvTensors t(preset(state), dtype(state));
   const Conv1dForward args{.x = t.x, .weight = t.weight, .bias = t.bias, .y = t.y};
   measure(
       state, [&] { run(stream, args); }, bytes({t.x, t.y}));
@@ -29,7 +29,7 @@ void Conv(benchmark::State& state) {
 
 void ConvGradient(benchmark::State& state) {
   Stream stream(threads(state));
-  const ConvTensors t(preset(state));
+  const ConvTensors t(preset(state), dtype(state));
   const Conv1dBackward args{.x = t.x,
                             .weight = t.weight,
                             .bias = t.bias,
@@ -42,12 +42,12 @@ void ConvGradient(benchmark::State& state) {
 }
 
 struct GatedNormTensors {
-  explicit GatedNormTensors(const Preset& p)
-      : x(tensor({p.tokens(), 2 * p.width})),
-        z(tensor({p.tokens(), 2 * p.width})),
-        y(tensor({p.tokens(), 2 * p.width})),
-        dx(tensor({p.tokens(), 2 * p.width})),
-        dz(tensor({p.tokens(), 2 * p.width})),
+  GatedNormTensors(const Preset& p, DType type)
+      : x(activation(type, {p.tokens(), 2 * p.width})),
+        z(activation(type, {p.tokens(), 2 * p.width})),
+        y(activation(type, {p.tokens(), 2 * p.width})),
+        dx(activation(type, {p.tokens(), 2 * p.width})),
+        dz(activation(type, {p.tokens(), 2 * p.width})),
         weight(tensor({2 * p.width})),
         d_weight(tensor({2 * p.width})),
         squares(tensor({p.tokens(), 1})),
@@ -58,7 +58,7 @@ struct GatedNormTensors {
 void GatedNorm(benchmark::State& state) {
   const Preset& p = preset(state);
   Stream stream(threads(state));
-  const GatedNormTensors t(p);
+  const GatedNormTensors t(p, dtype(state));
   const GatedNormForward args{
       .x = t.x, .z = t.z, .weight = t.weight, .squares = t.squares, .group_width = 2 * p.width, .y = t.y};
   const auto both = [&] {
@@ -71,7 +71,7 @@ void GatedNorm(benchmark::State& state) {
 void GatedNormGradient(benchmark::State& state) {
   const Preset& p = preset(state);
   Stream stream(threads(state));
-  const GatedNormTensors t(p);
+  const GatedNormTensors t(p, dtype(state));
   const GatedNormBackward args{.x = t.x,
                                .z = t.z,
                                .weight = t.weight,
@@ -89,10 +89,10 @@ void GatedNormGradient(benchmark::State& state) {
   measure(state, both, bytes({t.x, t.z, t.y, t.dx, t.dz}));
 }
 
-BENCHMARK_OPERATION(Conv);
-BENCHMARK_OPERATION(ConvGradient);
-BENCHMARK_OPERATION(GatedNorm);
-BENCHMARK_OPERATION(GatedNormGradient);
+BENCHMARK_ACTIVATIONS(Conv);
+BENCHMARK_ACTIVATIONS(ConvGradient);
+BENCHMARK_ACTIVATIONS(GatedNorm);
+BENCHMARK_ACTIVATIONS(GatedNormGradient);
 
 }  // namespace
 }  // namespace transxssm
