@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,19 @@ struct Shared {
   float other[128];
 };
 constexpr LaunchShape kShape = {.grid = 2, .block = 128, .shared_bytes = sizeof(Shared)};
+
+// With the sanitizers: what they find in a process of its own.
+class SanitizersFind : public testing::Test {
+ protected:
+  static bool under(const char* name) { return std::string(emulated::sanitizer_name()) == name; }
+  template <class Kernel>
+  [[noreturn]] static void run_and_exit(Kernel kernel) {
+    Managed<float> out(256);
+    for (int i = 0; i < 256; ++i) out[i] = 0;
+    launch("kernel", kernel, kShape, nullptr, out.data());
+    std::exit(cudaDeviceSynchronize() == cudaSuccess ? 0 : 1);
+  }
+};
 
 // Settings under which kernel(out) leaves in out[256] something else than `expected`, or fails.
 template <class Kernel, class Expected>
@@ -283,6 +297,45 @@ TEST_F(EmulatorFinds, AHostThatDoesNotWait) {
   EXPECT_EQ(cudaStreamQuery(nullptr), cudaErrorNotReady);
   EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
   EXPECT_EQ(out[0], 3);
+}
+
+template <bool over_shared>
+__global__ void write_past_end(float* out) {
+  float* begin = over_shared ? shared_memory<Shared>().values : out;
+  const int past = over_shared ? 256 : 128;
+  begin[past + static_cast<int>(threadIdx.x)] = 1;
+}
+
+TEST_F(SanitizersFind, WritesPastTheEndOfMemory) {
+  if (!under("address")) GTEST_SKIP() << "needs the address sanitizer";
+  EXPECT_DEATH(run_and_exit(write_past_end<true>), "heap-buffer-overflow");
+  EXPECT_DEATH(
+      {
+        Managed<float> out(128);
+        launch("kernel", write_past_end<false>, kShape, nullptr, out.data());
+      },
+      "heap-buffer-overflow");
+}
+
+template <bool race>
+__global__ void write_from_two_blocks(float* out) {
+  out[(race ? 0 : 128 * blockIdx.x) + threadIdx.x] = 1;
+}
+
+TEST_F(SanitizersFind, Races) {
+  if (!under("thread")) GTEST_SKIP() << "needs the thread sanitizer";
+  const auto raced = testing::ExitedWithCode(66);
+  EXPECT_EXIT(run_and_exit(exchange<Missing::none>), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(run_and_exit(exchange<Missing::after_write>), raced, "data race");
+  EXPECT_EXIT(run_and_exit(exchange<Missing::after_read>), raced, "data race");
+  EXPECT_EXIT(run_and_exit(exchange_in_warp<Missing::none>), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(run_and_exit(exchange_in_warp<Missing::after_write>), raced, "data race");
+  EXPECT_EXIT(run_and_exit(exchange_in_warp<Missing::after_read>), raced, "data race");
+  EXPECT_EXIT(run_and_exit(exchange_in_halves<false>), raced, "data race");
+  EXPECT_EXIT(run_and_exit(copy<true, true>), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(run_and_exit(copy<true, false>), raced, "data race");
+  EXPECT_EXIT(run_and_exit(write_from_two_blocks<false>), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(run_and_exit(write_from_two_blocks<true>), raced, "data race");
 }
 
 // One stream waits for an event of another; without the event it reads too early.

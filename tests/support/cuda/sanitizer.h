@@ -28,6 +28,9 @@ void arrive(SanitizerContext& self, SanitizerContext& from);
 void release(void* p);
 void acquire(void* p);
 
+// "none", "address" or "thread".
+const char* sanitizer_name();
+
 // Races between blocks of a grid show only where blocks share no stacks and no shared memory.
 bool wants_fresh_memory();
 

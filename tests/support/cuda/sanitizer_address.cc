@@ -27,6 +27,9 @@ void arrive(SanitizerContext& self, SanitizerContext& from) {
 
 void release(void*) {}
 void acquire(void*) {}
+const char* sanitizer_name() {
+  return "address";
+}
 bool wants_fresh_memory() {
   return false;
 }

@@ -9,6 +9,9 @@ void leave(SanitizerContext&, const SanitizerContext&, bool) {}
 void arrive(SanitizerContext&, SanitizerContext&) {}
 void release(void*) {}
 void acquire(void*) {}
+const char* sanitizer_name() {
+  return "none";
+}
 bool wants_fresh_memory() {
   return false;
 }

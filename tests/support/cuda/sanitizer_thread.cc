@@ -26,6 +26,9 @@ void release(void* p) {
 void acquire(void* p) {
   __tsan_acquire(p);
 }
+const char* sanitizer_name() {
+  return "thread";
+}
 bool wants_fresh_memory() {
   return true;
 }
