@@ -101,12 +101,12 @@ ForwardGraph::ForwardGraph(const AttentionLayout& z) {
   const Graph::Id weights =
       scores.apply(CUDNN_POINTWISE_EXP, {scores.apply(CUDNN_POINTWISE_SUB, {seen, max})});
   graph.reduce(CUDNN_REDUCE_TENSOR_ADD, weights, sum);
-  if (z.log_sum_exp != AttentionLayout::Strides{}) {
-    const Graph::Id log = graph.inside(CUDNN_DATA_FLOAT, sums);
-    graph.pointwise(CUDNN_POINTWISE_LOG, {sum}, log);
-    log_sum_exp = graph.in_memory(CUDNN_DATA_FLOAT, sums, heads_first(z.log_sum_exp));
-    graph.pointwise(CUDNN_POINTWISE_ADD, {max, log}, log_sum_exp);
-  }
+  // Part of the pattern also where nobody asks for it.
+  const Graph::Id log = graph.inside(CUDNN_DATA_FLOAT, sums);
+  graph.pointwise(CUDNN_POINTWISE_LOG, {sum}, log);
+  const bool keep = z.log_sum_exp != AttentionLayout::Strides{};
+  if (keep) log_sum_exp = graph.in_memory(CUDNN_DATA_FLOAT, sums, heads_first(z.log_sum_exp));
+  graph.pointwise(CUDNN_POINTWISE_ADD, {max, log}, keep ? log_sum_exp : graph.inside(CUDNN_DATA_FLOAT, sums));
   const Graph::Id probabilities = scores.inside(CUDNN_DATA_BFLOAT16);
   graph.pointwise(CUDNN_POINTWISE_DIV, {weights, sum}, probabilities);
   graph.matmul(probabilities, v, out);
