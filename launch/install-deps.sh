@@ -20,7 +20,7 @@ packages=(
   libutf8proc-dev                                           # Unicode normalisation
   zlib1g-dev libzstd-dev                                    # compressed text
   libspdlog-dev libfmt-dev                                  # log
-  libboost-dev                                              # header-only parts, as oracles in tests
+  libboost-dev libboost-context-dev                         # oracles in tests; fibers of the emulated GPU
   libgtest-dev libgmock-dev libbenchmark-dev                # tests, benchmarks
 )
 format_check=(clang-format)

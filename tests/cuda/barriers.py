@@ -63,7 +63,7 @@ class Build:
             environment = {**self.environment, "EMULATED_KERNELS": note.name}
             output = subprocess.run([self.folder / program, "--gtest_filter=-EmulatorFinds.*"], env=environment,
                                     capture_output=True, text=True, check=False).stdout
-            failing = set(re.findall(r"^\[  FAILED  \] ([^\s,]+)", output, re.M))
+            failing = set(re.findall(r"^\[  FAILED  \] ([^\s,]+\.[^\s,]+)", output, re.M))
             result = collections.defaultdict(set)
             for line in pathlib.Path(note.name).read_text().splitlines():
                 kernel, test = line.split()
