@@ -50,13 +50,14 @@ void queue_column_sums(const Stream& stream, const float* partials, int64_t rows
                    queue_of(stream), partials, rows, columns, target);
 }
 
-// A grid whose blocks have enough rows each that partial sums are few beside what is summed, and are enough
-// for every multiprocessor (132 on H100) where there are rows for it.
+// A grid with blocks for every multiprocessor several times (132 on H100), then rows enough a block that
+// partial sums are few beside what is summed.
 inline RowGrid make_summing_grid(int64_t rows, int64_t width, int vector) {
-  constexpr int64_t kFewestRows = 32, kMostBlocks = 4096;
+  constexpr int64_t kManyRows = 32, kEnoughBlocks = 528, kMostBlocks = 4096;
   RowGrid grid = make_row_grid(rows, width, vector);
-  grid.rows_of_block = std::max(grid.rows_of_block, kFewestRows);
-  while (num_strips(grid) * grid.tiles > kMostBlocks) grid.rows_of_block *= 2;
+  const auto blocks = [&] { return num_strips(grid) * grid.tiles; };
+  while (num_strips(grid) > 1 && blocks() > (grid.rows_of_block < kManyRows ? kEnoughBlocks : kMostBlocks))
+    grid.rows_of_block *= 2;
   return grid;
 }
 

@@ -11,16 +11,19 @@ namespace {
 
 // Floor, bytes an element: x read, y written: 4 in bf16.
 template <class T, int N, int K>
-__global__ void __launch_bounds__(kThreads) conv1d_forward(Input<T> in, Sequences<T> ys) {
+__global__ void __launch_bounds__(kThreads, K == kUsualTaps ? 8 : 5)
+    conv1d_forward(Input<T> in, Sequences<T> ys) {
   const Place at = place_in<N>(in);
   if (at.channel >= in.channels) return;
   const Weights<N, K> weights(in, at.channel);
   Window<N, K> window(in, at.row, at.begin, at.channel);
-  for (int64_t t = at.begin; t < at.end; t += kAtOnce) {
+  const T* xs = in.x.at(at.row, at.begin) + at.channel;
+  T* y_next = ys.at(at.row, at.begin) + at.channel;
+  for (int t = at.begin; t < at.end; t += kAtOnce) {
     float x[kAtOnce][N];
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j)
-      if (t + j < at.end) load<N>(in.x.at(at.row, t + j) + at.channel, x[j]);
+      if (t + j < at.end) load<N>(xs + j * in.x.token_stride, x[j]);
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       if (t + j >= at.end) break;
@@ -29,8 +32,10 @@ __global__ void __launch_bounds__(kThreads) conv1d_forward(Input<T> in, Sequence
       window.sum(weights, y);
 #pragma unroll
       for (int i = 0; i < N; ++i) y[i] *= sigmoid(y[i]);
-      store<N>(ys.at(at.row, t + j) + at.channel, y);
+      store<N>(y_next + j * ys.token_stride, y);
     }
+    xs += kAtOnce * in.x.token_stride;
+    y_next += kAtOnce * ys.token_stride;
   }
 }
 
@@ -45,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) conv1d_window(Input<T> in, Sequences
   bool seen = true;
 #pragma unroll
   for (int back = 1; back < kMaxTaps; ++back) {
-    const int64_t token = in.tokens - back;
+    const int token = in.tokens - back;
     values[back] = 0;
     if (back > count || (token < 0 && !in.window)) seen = false;
     if (!seen) continue;
@@ -70,7 +75,7 @@ struct Backward {
 template <class T>
 __global__ void __launch_bounds__(kThreads) conv1d_keep_ends(Input<T> in, Backward<T> args) {
   const Place at = place_in<1>(in);
-  const int64_t token = at.end + blockIdx.z;
+  const int token = at.end + static_cast<int>(blockIdx.z);
   if (at.channel >= in.channels || token >= in.tokens) return;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (in.taps - 1) + blockIdx.z;
   args.ends[index * in.channels + at.channel] = args.dy.at(at.row, token)[at.channel];
@@ -87,24 +92,26 @@ __global__ void __launch_bounds__(kThreads) conv1d_backward(Input<T> in, Backwar
   Window<N, K> window(in, at.row, at.begin, at.channel);
   const int others = in.taps - 1;
   const T* ends = args.ends + static_cast<int64_t>(blockIdx.x) * others * in.channels;
-  const int64_t last = min(in.tokens, at.end + others);
+  const int last = min(in.tokens, at.end + others);
   float dx[K][N] = {}, d_tap[K][N] = {}, d_bias[N] = {};
-  const auto store_dx = [&](int64_t token, const float(&values)[N]) {
+  const auto store_dx = [&](int token, const float(&values)[N]) {
     if (token >= at.begin && token < at.end) store<N>(args.dx.at(at.row, token) + at.channel, values);
   };
-  int64_t document = at.begin - K;  // tokens before its start are not seen
-  for (int64_t first = at.begin; first < last; first += kAtOnce) {
+  int document = at.begin - K;  // tokens before its start are not seen
+  for (int first = at.begin; first < last; first += kAtOnce) {
+    const T *xs = in.x.at(at.row, first) + at.channel, *dys = args.dy.at(at.row, first) + at.channel;
     float x[kAtOnce][N], dy[kAtOnce][N];
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      const int64_t t = first + j;
+      const int t = first + j;
       if (t >= last) break;
-      load<N>(in.x.at(at.row, t) + at.channel, x[j]);
-      load<N>((t < at.end ? args.dy.at(at.row, t) : ends + (t - at.end) * in.channels) + at.channel, dy[j]);
+      load<N>(xs + j * in.x.token_stride, x[j]);
+      load<N>(t < at.end ? dys + j * args.dy.token_stride : ends + (t - at.end) * in.channels + at.channel,
+              dy[j]);
     }
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      const int64_t t = first + j;
+      const int t = first + j;
       if (t >= last) break;
       const bool starts = in.starts(at.row, t);
       if (starts) document = t;
@@ -113,19 +120,26 @@ __global__ void __launch_bounds__(kThreads) conv1d_backward(Input<T> in, Backwar
       window.sum(weights, g);
 #pragma unroll
       for (int i = 0; i < N; ++i) g[i] = dy[j][i] * silu_slope(g[i], sigmoid(g[i]));
+      const auto add = [&](auto choice) {
+        constexpr bool kAll = decltype(choice)::value;
 #pragma unroll
-      for (int k = 0; k < K; ++k) {
-        const bool seen = k >= weights.unused && t - (K - 1 - k) >= document;
+        for (int k = 0; k < K; ++k) {
+          const bool seen = kAll || (k >= weights.unused && t - (K - 1 - k) >= document);
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const float later = k + 1 < K ? dx[k + 1 < K ? k + 1 : k][i] : 0.0f;
-          dx[k][i] = seen ? fmaf(weights.tap[k][i], g[i], later) : later;
-          if (seen && t < at.end) d_tap[k][i] = fmaf(g[i], window.x[k][i], d_tap[k][i]);
+          for (int i = 0; i < N; ++i) {
+            const float later = k + 1 < K ? dx[k + 1 < K ? k + 1 : k][i] : 0.0f;
+            dx[k][i] = seen ? fmaf(weights.tap[k][i], g[i], later) : later;
+            if (seen && (kAll || t < at.end)) d_tap[k][i] = fmaf(g[i], window.x[k][i], d_tap[k][i]);
+          }
+          if (k == weights.unused) store_dx(t - others, dx[k]);
         }
-        if (k == weights.unused) store_dx(t - others, dx[k]);
-      }
 #pragma unroll
-      for (int i = 0; i < N; ++i) d_bias[i] += t < at.end ? g[i] : 0.0f;
+        for (int i = 0; i < N; ++i) d_bias[i] += kAll || t < at.end ? g[i] : 0.0f;
+      };
+      if (weights.unused == 0 && t - others >= document && t < at.end)
+        add(std::true_type());
+      else
+        add(std::false_type());
     }
   }
 #pragma unroll

@@ -41,24 +41,23 @@ struct Input {
   const uint8_t* start;  // [B,T] or null
   int64_t start_stride;
   Sequences<const T> window;  // [B,K-1,C], or none: zeros
-  int64_t tokens, channels;
-  int taps;
+  int64_t channels;
+  int tokens, taps;
   int stretch_tokens;
   unsigned stretches;  // of a row
-  __device__ bool starts(int64_t row, int64_t token) const {
-    return start && start[row * start_stride + token];
-  }
+  __device__ bool starts(int64_t row, int token) const { return start && start[row * start_stride + token]; }
 };
 struct Place {
-  int64_t row, begin, end, channel;
+  int64_t row, channel;
+  int begin, end;
 };
 template <int N, class T>
 __device__ inline Place place_in(const Input<T>& in) {
-  const int64_t begin = static_cast<int64_t>(blockIdx.x % in.stretches) * in.stretch_tokens;
+  const int begin = static_cast<int>(blockIdx.x % in.stretches) * in.stretch_tokens;
   return {.row = blockIdx.x / in.stretches,
+          .channel = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * N,
           .begin = begin,
-          .end = min(in.tokens, begin + in.stretch_tokens),
-          .channel = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * N};
+          .end = min(in.tokens, begin + in.stretch_tokens)};
 }
 
 // The taps of N channels, oldest first; the first `unused` of K are beyond the window.
@@ -84,11 +83,11 @@ struct Window {
   float x[K][N] = {};
   // What the token `first` sees beside itself.
   template <class T>
-  __device__ Window(const Input<T>& in, int64_t row, int64_t first, int64_t channel) {
+  __device__ Window(const Input<T>& in, int64_t row, int first, int64_t channel) {
     bool seen = !in.starts(row, first);
 #pragma unroll
     for (int back = 1; back < K; ++back) {
-      const int64_t token = first - back;
+      const int token = first - back;
       if (back >= in.taps || (token < 0 && !in.window)) seen = false;
       if (!seen) continue;
       load<N>((token >= 0 ? in.x.at(row, token) : in.window.at(row, token + in.taps - 1)) + channel,
@@ -99,11 +98,14 @@ struct Window {
   // The next token; one that starts a document does not see the others.
   __device__ void push(const float (&next)[N], bool starts) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
+    for (int k = 0; k < K; ++k)
 #pragma unroll
-      for (int k = 1; k < K; ++k) x[k - 1][i] = starts ? 0.0f : x[k][i];
-      x[K - 1][i] = next[i];
-    }
+      for (int i = 0; i < N; ++i) x[k][i] = k + 1 < K ? x[k + 1 < K ? k + 1 : k][i] : next[i];
+    if (!starts) return;
+#pragma unroll
+    for (int k = 0; k + 1 < K; ++k)
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[k][i] = 0;
   }
   // bias + sum over taps.
   __device__ void sum(const Weights<N, K>& weights, float (&sums)[N]) const {
@@ -135,8 +137,8 @@ Input<T> make_input(const Tensor& x, const Tensor& weight, const Tensor& bias, c
           .start = data_of<const uint8_t>(start),
           .start_stride = start ? start.stride(0) : 0,
           .window = sequences_of<const T>(window),
-          .tokens = tokens,
           .channels = channels,
+          .tokens = static_cast<int>(tokens),
           .taps = static_cast<int>(weight.size(1)),
           .stretch_tokens = stretch,
           .stretches = static_cast<unsigned>((tokens + stretch - 1) / stretch)};

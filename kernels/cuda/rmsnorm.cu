@@ -162,11 +162,11 @@ __global__ void __launch_bounds__(1024) rmsnorm_backward(Backward<S, B> args) {
   }
 }
 
-// Rows a block of the backward has: enough that the partial sums are few beside the rows, and blocks for
-// every multiprocessor several times (132 on H100) where there are rows for them.
+// Rows a block of the backward has: blocks for every multiprocessor several times (132 on H100), then rows
+// enough that the partial sums are few beside them.
 int64_t rows_of_backward_block(int64_t tokens) {
-  constexpr int64_t kFewest = 8, kMostBlocks = 528;
-  return std::max(kFewest, (tokens + kMostBlocks - 1) / kMostBlocks);
+  const auto rows_for = [=](int64_t blocks) { return (tokens + blocks - 1) / blocks; };
+  return std::max({int64_t{2}, rows_for(528), std::min(int64_t{8}, rows_for(264))});
 }
 
 size_t shared_bytes(const char* name, int64_t width, int64_t rows) {

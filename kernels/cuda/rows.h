@@ -109,7 +109,8 @@ __device__ inline void store(T* p, const float (&values)[N]) {
 }
 
 // How the elements of [rows, width] are shared among threads, N at a time: a warp has up to 32 neighbouring
-// vectors of a row (or several narrow rows), a block of eight warps as many columns of other rows.
+// vectors of a row (or several narrow rows), a block's eight warps those below it, or beside it where there
+// are fewer rows.
 inline constexpr int kRowThreads = 256;
 struct RowGrid {
   int64_t rows = 0, width = 0;
@@ -120,7 +121,11 @@ struct RowGrid {
 inline RowGrid make_row_grid(int64_t rows, int64_t width, int vector) {
   RowGrid grid{.rows = rows, .width = width};
   const int64_t vectors = (width + vector - 1) / vector;
-  while (grid.lanes_log2 < 5 && (int64_t{1} << grid.lanes_log2) < vectors) ++grid.lanes_log2;
+  const auto more_lanes = [&] {  // beyond a warp only where rows are too few for a block's lines
+    return (int64_t{1} << grid.lanes_log2) < vectors &&
+           ((1 << grid.lanes_log2) < kWarp || rows <= kRowThreads >> (grid.lanes_log2 + 1));
+  };
+  while (more_lanes()) ++grid.lanes_log2;
   const int64_t lanes = int64_t{1} << grid.lanes_log2;
   grid.tiles = static_cast<unsigned>((vectors + lanes - 1) / lanes);
   grid.rows_of_block = kRowThreads >> grid.lanes_log2;
