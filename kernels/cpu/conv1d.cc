@@ -83,7 +83,7 @@ HWY_INLINE void forward_token(const TileWeights<Arithmetic<T>>& tile, const Taps
   const int64_t first = kFull ? 0 : taps.first, end = kFull ? kFull : tile.taps;
   for_lanes<Arithmetic<T>>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
     const auto sum = sum_taps(d, tile, taps, first, end, i);
-    store(hn::Mul(sum, sigmoid(d, sum)), d, y + i);
+    store(hn::Mul(sum, sigmoid<T>(d, sum)), d, y + i);
   });
 }
 
@@ -126,7 +126,7 @@ HWY_INLINE void backward_token(const TileWeights<A>& tile, const Taps<T>& taps, 
   const int64_t first = kFull ? 0 : taps.first, end = kFull ? kFull : tile.taps;
   for_lanes<A>(tile.count, [&](auto d, int64_t i) HWY_ATTR {
     const auto sum = sum_taps(d, tile, taps, first, end, i);
-    const auto g = hn::Mul(load(d, dy + i), silu_slope(d, sum, sigmoid(d, sum)));
+    const auto g = hn::Mul(load(d, dy + i), silu_slope(d, sum, sigmoid<T>(d, sum)));
     for (int64_t k = first; k < end; ++k) {
       A* d_tap = sums.of[k] + i;
       store(hn::MulAdd(g, load(d, taps.in[k] + i), load(d, d_tap)), d, d_tap);

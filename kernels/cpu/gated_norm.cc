@@ -19,7 +19,7 @@ namespace transxssm::cpu::HWY_NAMESPACE {
 template <class D, class T>
 HWY_INLINE hn::Vec<D> gated(D d, const T* x, const T* z) {
   const auto gate = load(d, z);
-  return hn::Mul(load(d, x), hn::Mul(gate, sigmoid(d, gate)));
+  return hn::Mul(load(d, x), hn::Mul(gate, sigmoid<T>(d, gate)));
 }
 
 inline double inverse_rms(double squares, int64_t group_width, double eps) {
@@ -104,7 +104,7 @@ void backward(const GatedNormBackward& args, const Tensor& partials, int64_t beg
       for_lanes<A>(width, [&](auto d, int64_t i) HWY_ATTR {
         const auto scale = hn::Set(d, rstd), grad = load(d, dy + i);
         const auto value = load(d, x + i), gate = load(d, z + i);
-        const auto s = sigmoid(d, gate), silu = hn::Mul(gate, s), v = hn::Mul(value, silu);
+        const auto s = sigmoid<T>(d, gate), silu = hn::Mul(gate, s), v = hn::Mul(value, silu);
         const auto term = hn::Mul(grad, hn::Mul(v, scale));
         store(hn::Add(load(d, d_weight + i), term), d, d_weight + i);
         const auto g = hn::Mul(grad, load(d, weight + i));

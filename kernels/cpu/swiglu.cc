@@ -22,7 +22,7 @@ void forward(const SwigluForward& args, int64_t begin, int64_t end) {
     T* y = ys[t];
     for_lanes<Arithmetic<T>>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
       const auto g = load(d, gate + i);
-      store(hn::Mul(hn::Mul(g, sigmoid(d, g)), load(d, up + i)), d, y + i);
+      store(hn::Mul(hn::Mul(g, sigmoid<T>(d, g)), load(d, up + i)), d, y + i);
     });
   }
 }
@@ -37,7 +37,7 @@ void backward(const SwigluBackward& args, int64_t begin, int64_t end) {
     T *d_gate = d_gates[t], *d_up = d_ups[t], *y = recompute ? ys[t] : nullptr;
     for_lanes<Arithmetic<T>>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
       const auto g = load(d, gate + i), u = load(d, up + i), grad = load(d, dy + i);
-      const auto s = sigmoid(d, g), silu = hn::Mul(g, s);
+      const auto s = sigmoid<T>(d, g), silu = hn::Mul(g, s);
       store(hn::Mul(hn::Mul(grad, u), silu_slope(d, g, s)), d, d_gate + i);
       store(hn::Mul(grad, silu), d, d_up + i);
       if (recompute) store(hn::Mul(silu, u), d, y + i);
