@@ -89,13 +89,14 @@ void for_chunks(const Stream& stream, const ScanSizes& z, bool upwards, const Bu
 }
 
 // Asks for a token's row [.., index, :] before it is needed: rows of one head lie far apart, and the
-// processor foresees no such steps. Any token may be named.
-inline void prefetch_row(const Tensor& tensor, int64_t row, int64_t token, int64_t index) {
+// processor foresees no such steps. Any token may be named. With kWrite the row is to be written.
+template <bool kWrite = false>
+void prefetch_row(const Tensor& tensor, int64_t row, int64_t token, int64_t index) {
   constexpr int64_t kCacheLine = 64;
   const int64_t size = dtype_bytes(tensor.dtype());
   const auto* line = static_cast<const std::byte*>(tensor.raw()) +
                      (row * tensor.stride(0) + token * tensor.stride(1) + index * tensor.stride(2)) * size;
-  for (int64_t i = 0; i < tensor.size(3) * size; i += kCacheLine) __builtin_prefetch(line + i, 0, 2);
+  for (int64_t i = 0; i < tensor.size(3) * size; i += kCacheLine) __builtin_prefetch(line + i, kWrite, 2);
 }
 
 // first[i]: the last document start at or before token i of the chunk, -1 where there is none. Tokens with

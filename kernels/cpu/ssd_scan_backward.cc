@@ -182,15 +182,18 @@ struct RightOperands {
   const E *b, *c, *dy;
 };
 
-// Gradients through the scores of tokens [strip, end) of one chunk: adds to dx, dc, db and dg.
-template <class P, class T = typename P::Real>
+// Gradients through the scores of tokens [strip, end) of one chunk: adds to dx, dc, db and dg. Calls prefetch
+// for each of the tokens.
+template <class P, class Fn, class T = typename P::Real>
 void backward_through_scores(const ScanSizes& z, const Decay<T>& decay, const ScanBackwardBuffers<P>& buffer,
-                             const RightOperands<typename P::Operand>& operands, int64_t strip, int64_t end) {
+                             const RightOperands<typename P::Operand>& operands, int64_t strip, int64_t end,
+                             Fn&& prefetch) {
   using E = typename P::Operand;
   const int64_t n = z.state_dim, p = z.head_dim, ld = z.padded;
   lower_scores(strip, end, p, buffer.dy + strip * p, buffer.x_columns, ld, buffer.d_scores);
   std::fill_n(buffer.columns, z.padded, T(0));
   for (int64_t i = strip; i < end; ++i) {
+    prefetch(i);
     const T* scores = buffer.scores + i * ld;
     T* weights = buffer.weights + (i - strip) * ld;
     T* d_scores = buffer.d_scores + (i - strip) * ld;
@@ -244,10 +247,6 @@ HeadPartials backward_finish(const SsdBackward& args, const ScanSizes& z, const 
     auto* dx = address<typename P::Storage>(args.dx, row, begin + t, head);
     prefetch_row(in.x, row, begin - z.chunk + t, head);
     prefetch_row(args.dy, row, begin - z.chunk + t, head);
-    if (head % z.heads_per_group() == 0) {
-      prefetch_row(in.b, row, begin - z.chunk + t, head / z.heads_per_group());
-      prefetch_row(in.c, row, begin - z.chunk + t, head / z.heads_per_group());
-    }
     const T dt = decay.dt[t];
     const double d_dt = static_cast<double>(sum_lanes<T>(
         p, [&](auto d, int64_t j) HWY_ATTR { return hn::Mul(load(d, x + j), hn::LoadU(d, d_scaled + j)); }));
@@ -302,7 +301,13 @@ void backward_chunk(const SsdBackward& args, const ScanSizes& z, const Tensor& d
     backward_through_states(z, decay, buffer, q, state, address<T>(d_states, row, c % z.slots, head),
                             head == first_head);
     for (int64_t strip = 0; strip < q; strip += kStripRows) {
-      backward_through_scores(z, decay, buffer, operands, strip, std::min(strip + kStripRows, q));
+      const int64_t end = std::min(strip + kStripRows, q);
+      backward_through_scores(z, decay, buffer, operands, strip, end, [&](int64_t i) {
+        prefetch_row<true>(args.dx, row, begin + i, head);
+        if (head != first_head) return;
+        prefetch_row(in.b, row, begin - z.chunk + i, group);
+        prefetch_row(in.c, row, begin - z.chunk + i, group);
+      });
     }
     partials[(row * z.chunks + c) * z.heads + head] = backward_finish(args, z, decay, buffer, row, c, head);
   }
