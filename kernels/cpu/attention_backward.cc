@@ -182,7 +182,7 @@ class AttentionRowBackward {
       for (int64_t j = 0; j < keys.count; ++j) {
         T* weights = buffer_.weights + j * kQueryBlock + i;
         T* d_scores = buffer_.d_scores + j * kQueryBlock + i;
-        const auto weight = hn::Exp(d, hn::Sub(scaled<E>(d, hn::LoadU(d, weights), args_.scale), lse));
+        const auto weight = weight_exp<E>(d, hn::Sub(scaled<E>(d, hn::LoadU(d, weights), args_.scale), lse));
         hn::StoreU(weight, d, weights);
         const auto centred = hn::Sub(hn::LoadU(d, d_scores), out_dot);
         hn::StoreU(hn::Mul(hn::Mul(weight, centred), hn::Set(d, scale)), d, d_scores);

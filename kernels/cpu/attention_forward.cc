@@ -61,11 +61,11 @@ void online_softmax(const AttentionForwardBuffers<P>& buffer, double scale, int6
     for (int64_t j = 0; j < keys; ++j) {
       max = hn::Max(max, scaled<E>(d, hn::LoadU(d, buffer.scores + j * kQueryBlock + i), scale));
     }
-    const auto correction = hn::Exp(d, hn::Sub(old_max, max));
+    const auto correction = weight_exp<E>(d, hn::Sub(old_max, max));
     auto sum = hn::Zero(d);
     for (int64_t j = 0; j < keys; ++j) {
       T* score = buffer.scores + j * kQueryBlock + i;
-      const auto weight = hn::Exp(d, hn::Sub(scaled<E>(d, hn::LoadU(d, score), scale), max));
+      const auto weight = weight_exp<E>(d, hn::Sub(scaled<E>(d, hn::LoadU(d, score), scale), max));
       sum = hn::Add(sum, weight);
       hn::StoreU(weight, d, score);
     }

@@ -13,6 +13,7 @@
 
 #include "kernels/cpu/block_gemm_bf16.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/silu-inl.h"
 #include "kernels/cpu/simd-inl.h"
 #include "runtime/cpu_features.h"
 
@@ -41,6 +42,14 @@ void with_precision(DType dtype, Fn&& fn) {
 // Elements of an operand that a step along the depth takes.
 template <class E>
 constexpr int64_t kPair = std::is_same_v<E, BFloat16> ? 2 : 1;
+
+// exp(x) for x of at most 0, a weight that becomes an operand: what is rounded to bf16 needs no more than the
+// rough exponential. A NaN stays one.
+template <class E, class D, class V = hn::Vec<D>>
+HWY_INLINE V weight_exp(D d, V x) {
+  if constexpr (kPair<E> == 2) return hn::IfThenZeroElse(hn::Le(x, hn::Set(d, -87)), rough_exp(d, x));
+  return hn::Exp(d, x);
+}
 
 // A tile as operand: in `rows` or in `pairs`.
 template <class E>

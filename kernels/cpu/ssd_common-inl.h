@@ -289,7 +289,7 @@ HWY_INLINE void for_decay_row(int64_t i, const int32_t* first, const Decay<T>& d
     const auto high = hn::Set(d, decay.high[row]), low = hn::Set(d, decay.low[row]);
     const auto difference =
         hn::Add(hn::Sub(high, hn::LoadU(d, decay.high + j)), hn::Sub(low, hn::LoadU(d, decay.low + j)));
-    return hn::Exp(d, hn::Min(hn::Mul(hn::Set(d, sign), difference), hn::Zero(d)));
+    return weight_exp<E>(d, hn::Min(hn::Mul(hn::Set(d, sign), difference), hn::Zero(d)));
   };
   int64_t j = 0;
   if constexpr (kPair<E> == 2) {
