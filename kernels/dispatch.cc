@@ -2,6 +2,7 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/ssd_scan.h"
+#include "kernels/cost.h"
 #include "kernels/operations.h"
 #include "runtime/trace.h"
 
@@ -20,7 +21,11 @@ Operations& device_operations(const Stream& stream) {
 
 template <class Args>
 void run_on_device(Stream& stream, const Args& args, const char* name) {
-  const Span span(Activity::compute, name, &stream);
+  Span span(Activity::compute, name, &stream);
+  if (span.kept()) {
+    const OperationCost floor = cost(args);
+    span.set_cost(floor.bytes, floor.flops);
+  }
   if (stream.device().is_cpu()) return cpu::run(stream, args);
   device_operations(stream).run(stream, args);
 }

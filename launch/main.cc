@@ -7,6 +7,7 @@
 
 #include "launch/backends.h"
 #include "launch/command.h"
+#include "launch/commands/bench.h"
 #include "launch/commands/checkpoint.h"
 #include "launch/commands/data.h"
 #include "launch/commands/generate.h"
@@ -33,6 +34,7 @@ Program program() {
   add(checkpoint_commands());
   add(hugging_face_commands());
   add({generate_command(), selfcheck_command()});
+  add(bench_commands());
   for (Command& command : p.commands) {
     if (command.parallel) continue;
     // Several processes doing the work of one would overwrite each other's files.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "launch/plan.h"
+#include "runtime/trace.h"
 
 namespace transxssm {
 namespace {
@@ -96,6 +97,7 @@ StepResult Trainer::step() {
         "optimizer.learning_rate, or look at the rows of this step.",
         steps_done_ + 1, result.loss);
 
+  const Span span(Activity::optimizer, "optimizer");
   optimizer_->reduce_gradients();
   result.gradient_norm = optimizer_->gradient_norm();
   if (!std::isfinite(result.gradient_norm))

@@ -9,6 +9,7 @@
 #include "checkpoint/checkpoint.h"
 #include "launch/plan.h"
 #include "launch/progress.h"
+#include "launch/trace_file.h"
 #include "launch/trainer.h"
 #include "launch/training_data.h"
 #include "launch/version.h"
@@ -19,11 +20,14 @@
 #include "runtime/log.h"
 #include "runtime/metrics.h"
 #include "runtime/report.h"
+#include "runtime/trace.h"
 
 namespace transxssm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kTracedStep = 3;  // of this start: caches and plans are warm
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -195,8 +199,19 @@ class TrainingRun {
   void step() {
     const Clock::time_point begin = Clock::now();
     publish_progress(trainer_.steps_done() + 1, "train");
-    data_.fill(state_.consumed_samples + trainer_.first_row(), trainer_.batch());
+    take_activity_seconds();  // what lay between the steps
+    std::optional<Trace> trace;
+    if (!options_.trace.empty() && ++steps_of_this_start_ == kTracedStep) trace.emplace();
+    {
+      const Span span(Activity::data, "data");
+      data_.fill(state_.consumed_samples + trainer_.first_row(), trainer_.batch());
+    }
     const StepResult result = trainer_.step();
+    const ActivitySeconds activities = take_activity_seconds();
+    if (trace) {
+      write_trace(options_.trace, trace->take(), world_, options_.host);
+      if (world_.rank() == 0) log_info("trace of step {}: {}", trainer_.steps_done(), options_.trace);
+    }
 
     state_.step = trainer_.steps_done();
     state_.consumed_samples += config_.parallel().global_batch();
@@ -215,7 +230,7 @@ class TrainingRun {
     const double rate =
         static_cast<double>(state_.consumed_tokens - tokens_at_start_) / seconds_since(start_);
     m.eta_seconds = static_cast<double>((m.num_steps - m.step) * tokens_per_step(config_)) / rate;
-    metrics_->write(m);
+    metrics_->write(m, shares(activities));
     ++steps_since_log_;
     if (m.step % config_.log().every_steps() != 0 && m.step != m.num_steps) return;
     // The line shows the mean speed since the line before it.
@@ -224,6 +239,17 @@ class TrainingRun {
     last_log_ = Clock::now();
     steps_since_log_ = 0;
     log_info("{}", format_step_line(m));
+  }
+
+  // What rank 0 did with a step, as fractions of it.
+  static std::vector<Metric> shares(const ActivitySeconds& activities) {
+    std::vector<Metric> metrics;
+    for (int a = 0; a < kNumActivities; ++a) {
+      const auto activity = static_cast<Activity>(a);
+      metrics.push_back({fmt::format("time/{}", activity_name(activity)),
+                         activities[activity] / std::max(1e-12, activities.total())});
+    }
+    return metrics;
   }
 
   // Loss over the first `rows` validation rows; 0: all of them. In nats per token and bits per byte.
@@ -329,6 +355,7 @@ class TrainingRun {
   int64_t failed_saves_ = 0;
   int64_t tokens_at_start_ = 0;
   int64_t steps_since_log_ = 0;
+  int64_t steps_of_this_start_ = 0;
   Clock::time_point start_, last_log_;
 };
 

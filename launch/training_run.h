@@ -14,6 +14,8 @@ namespace transxssm {
 
 struct TrainingRunOptions {
   std::string resume = "auto";  // "auto", "none", or a checkpoint
+  std::string trace;            // file for a trace of the third step; empty: none
+  std::string host;             // where this rank runs, for the trace
   std::string resume_command;   // what a user types to go on; printed when the run stops early
   // What the outside asks after step `step`; the same answer on every rank.
   std::function<AgreedSignal(Communicator& world, int64_t step)> signal = [](Communicator& world, int64_t) {

@@ -32,6 +32,7 @@ struct Trace::OnDevice {
   const char* name;
   Activity activity;
   std::unique_ptr<DeviceMark> begin, end;
+  double bytes, flops;
 };
 
 const char* activity_name(Activity activity) {
@@ -66,52 +67,71 @@ std::vector<TraceEvent> Trace::take() {
                          .activity = e.activity,
                          .begin = e.begin->seconds_since(origin),
                          .end = e.end->seconds_since(origin),
-                         .device = true});
+                         .device = true,
+                         .bytes = e.bytes,
+                         .flops = e.flops});
     on_device_.clear();
   }
   return std::exchange(events_, {});
 }
 
 Span::Span(Activity activity, const char* name, Stream* stream)
-    : outer_(account.current), activity_(activity), name_(name), stream_(stream) {
-  account.change_to(activity);
-  if (installed == nullptr) return;
+    : outer_(account.current),
+      activity_(activity),
+      name_(name),
+      stream_(stream),
+      kept_(installed != nullptr) {
+  account.change_to(activity_);
+  if (!kept_) return;
   begin_ = installed->now();
   if (stream != nullptr && stream->queue() != nullptr) device_begin_ = stream->queue()->mark();
 }
 
 Span::~Span() {
   account.change_to(outer_);
-  if (installed == nullptr) return;
-  if (device_begin_)
-    installed->on_device_.push_back({name_, activity_, std::move(device_begin_), stream_->queue()->mark()});
-  installed->events_.push_back({name_, activity_, begin_, installed->now()});
+  if (!kept_ || installed == nullptr) return;
+  const bool on_device = device_begin_ != nullptr;
+  if (on_device)
+    installed->on_device_.push_back(
+        {name_, activity_, std::move(device_begin_), stream_->queue()->mark(), bytes_, flops_});
+  installed->events_.push_back({.name = name_,
+                                .activity = activity_,
+                                .begin = begin_,
+                                .end = installed->now(),
+                                .bytes = on_device ? 0 : bytes_,
+                                .flops = on_device ? 0 : flops_});
 }
 
-std::string to_chrome_trace(const std::vector<RankTrace>& ranks) {
+std::string to_chrome_events(const RankTrace& rank) {
   using nlohmann::json;
   json events = json::array();
   constexpr int kHostRow = 0, kDeviceRow = 1;
-  const auto name_row = [&](int rank, int row, const char* kind, const std::string& name) {
-    events.push_back({{"ph", "M"}, {"pid", rank}, {"tid", row}, {"name", kind}, {"args", {{"name", name}}}});
+  const auto name_row = [&](int row, const char* kind, const std::string& name) {
+    events.push_back(
+        {{"ph", "M"}, {"pid", rank.rank}, {"tid", row}, {"name", kind}, {"args", {{"name", name}}}});
   };
-  for (const RankTrace& rank : ranks) {
-    name_row(rank.rank, kHostRow, "process_name", "rank " + std::to_string(rank.rank) + " on " + rank.host);
-    name_row(rank.rank, kHostRow, "thread_name", "host");
-    bool on_device = false;
-    for (const TraceEvent& e : rank.events) {
-      on_device = on_device || e.device;
-      events.push_back({{"ph", "X"},
-                        {"pid", rank.rank},
-                        {"tid", e.device ? kDeviceRow : kHostRow},
-                        {"name", e.name},
-                        {"cat", activity_name(e.activity)},
-                        {"ts", e.begin * 1e6},
-                        {"dur", (e.end - e.begin) * 1e6}});
-    }
-    if (on_device) name_row(rank.rank, kDeviceRow, "thread_name", "device");
+  name_row(kHostRow, "process_name", "rank " + std::to_string(rank.rank) + " on " + rank.host);
+  name_row(kHostRow, "thread_name", "host");
+  bool on_device = false;
+  for (const TraceEvent& e : rank.events) {
+    on_device = on_device || e.device;
+    events.push_back({{"ph", "X"},
+                      {"pid", rank.rank},
+                      {"tid", e.device ? kDeviceRow : kHostRow},
+                      {"name", e.name},
+                      {"cat", activity_name(e.activity)},
+                      {"ts", e.begin * 1e6},
+                      {"dur", (e.end - e.begin) * 1e6}});
   }
-  return json{{"traceEvents", std::move(events)}, {"displayTimeUnit", "ms"}}.dump();
+  if (on_device) name_row(kDeviceRow, "thread_name", "device");
+  const std::string text = events.dump();
+  return text.substr(1, text.size() - 2);  // without the brackets
+}
+
+std::string to_chrome_trace(const std::vector<std::string>& parts) {
+  std::string text = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[";
+  for (size_t i = 0; i < parts.size(); ++i) text += (i == 0 ? "" : ",") + parts[i];
+  return text + "]}\n";
 }
 
 }  // namespace transxssm

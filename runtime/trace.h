@@ -19,7 +19,8 @@ enum class Activity : uint8_t { other, compute, communication, bubble, data, opt
 inline constexpr int kNumActivities = 6;
 const char* activity_name(Activity activity);
 
-// Seconds of this thread by activity; an inner span's time counts as the inner's alone.
+// Seconds of this thread by activity; an inner span's time counts as the inner's alone, but for operations
+// (compute) inside another activity, which count as that.
 struct ActivitySeconds {
   std::array<double, kNumActivities> seconds{};
   double operator[](Activity a) const { return seconds[static_cast<size_t>(a)]; }
@@ -34,6 +35,8 @@ struct TraceEvent {
   double begin = 0;  // seconds since the trace was made; on a device, of its own clock
   double end = 0;
   bool device = false;  // ran on the stream's device, not on the host
+  double bytes = 0;  // that it must move at the least, and the arithmetic it must do, where its maker said so
+  double flops = 0;
 };
 
 // Keeps the spans of the thread that made it, from then until it is destroyed. One a thread at a time.
@@ -63,6 +66,9 @@ class Span {
  public:
   Span(Activity activity, const char* name, Stream* stream = nullptr);
   ~Span();
+  // A trace is installed.
+  bool kept() const { return kept_; }
+  void set_cost(double bytes, double flops) { bytes_ = bytes, flops_ = flops; }
   Span(const Span&) = delete;
   Span& operator=(const Span&) = delete;
 
@@ -71,7 +77,8 @@ class Span {
   Activity activity_;
   const char* name_;
   Stream* stream_;
-  double begin_ = 0;
+  bool kept_;
+  double begin_ = 0, bytes_ = 0, flops_ = 0;
   std::unique_ptr<DeviceMark> device_begin_;
 };
 
@@ -82,7 +89,9 @@ struct RankTrace {
   std::string host;
   std::vector<TraceEvent> events;
 };
-// Chrome's trace event format (JSON), which chrome://tracing and ui.perfetto.dev open.
-std::string to_chrome_trace(const std::vector<RankTrace>& ranks);
+// Chrome's trace event format (JSON), which chrome://tracing and ui.perfetto.dev open: one rank's part, and
+// the file that the parts of all ranks make.
+std::string to_chrome_events(const RankTrace& rank);
+std::string to_chrome_trace(const std::vector<std::string>& parts);
 
 }  // namespace transxssm

@@ -65,7 +65,8 @@ int train(const Arguments& arguments, Worker& worker) {
            worker.num_local_ranks(), worker.host());
   Stream stream(device, threads);
   use_device_of(stream, worker);
-  TrainingRunOptions options{.resume = arguments.text("--resume")};
+  TrainingRunOptions options{
+      .resume = arguments.text("--resume"), .trace = arguments.text("--trace"), .host = worker.host()};
   options.resume_command =
       fmt::format("launch/run.sh -n {} -- train --config {}/config.textproto --resume auto", worker.size(),
                   run_directory);
@@ -75,27 +76,31 @@ int train(const Arguments& arguments, Worker& worker) {
 }  // namespace
 
 Command train_command() {
-  return {.path = "train",
-          .summary = "Pretrain a model, alone or as ranks under mpirun or srun",
-          .example =
-              "launch/run.sh -n 4 -- train --config launch/configs/tiny.textproto --set parallel.tp=2 "
-              "--set parallel.pp=2",
-          .options =
-              {{.name = "--config", .value = "FILE", .help = "textproto, or JSON (.json)", .required = true},
-               {.name = "--set",
-                .value = "PATH=VALUE",
-                .help = "override one field, such as parallel.tp=2; later ones win",
-                .repeatable = true},
-               {.name = "--resume",
-                .value = "auto|none|DIR",
-                .help = "auto: from the newest committed checkpoint of the run directory, if any",
-                .standard = "auto"},
-               {.name = "--dry-run", .help = "check the configuration, print the plan, train nothing"}},
-          .run =
-              [](const Arguments& arguments) {
-                return run_worker([&](Worker& worker) { return train(arguments, worker); });
-              },
-          .parallel = true};
+  return {
+      .path = "train",
+      .summary = "Pretrain a model, alone or as ranks under mpirun or srun",
+      .example =
+          "launch/run.sh -n 4 -- train --config launch/configs/tiny.textproto --set parallel.tp=2 "
+          "--set parallel.pp=2",
+      .options =
+          {{.name = "--config", .value = "FILE", .help = "textproto, or JSON (.json)", .required = true},
+           {.name = "--set",
+            .value = "PATH=VALUE",
+            .help = "override one field, such as parallel.tp=2; later ones win",
+            .repeatable = true},
+           {.name = "--resume",
+            .value = "auto|none|DIR",
+            .help = "auto: from the newest committed checkpoint of the run directory, if any",
+            .standard = "auto"},
+           {.name = "--trace",
+            .value = "FILE",
+            .help = "write a Chrome/Perfetto trace of the third step: operations and waits of every rank"},
+           {.name = "--dry-run", .help = "check the configuration, print the plan, train nothing"}},
+      .run =
+          [](const Arguments& arguments) {
+            return run_worker([&](Worker& worker) { return train(arguments, worker); });
+          },
+      .parallel = true};
 }
 
 }  // namespace transxssm

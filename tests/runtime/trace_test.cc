@@ -52,8 +52,9 @@ TEST(Trace, ChromeFormatHasARowForEachRankAndDevice) {
   const TraceEvent host{.name = "Gemm", .activity = Activity::compute, .begin = 0.5, .end = 0.75};
   TraceEvent device = host;
   device.device = true;
-  const auto json = nlohmann::json::parse(to_chrome_trace(
-      {{.rank = 0, .host = "a", .events = {host}}, {.rank = 3, .host = "b", .events = {device}}}));
+  const auto json = nlohmann::json::parse(
+      to_chrome_trace({to_chrome_events({.rank = 0, .host = "a", .events = {host}}),
+                       to_chrome_events({.rank = 3, .host = "b", .events = {device}})}));
   std::vector<std::string> rows;
   int spans = 0;
   for (const auto& e : json.at("traceEvents")) {

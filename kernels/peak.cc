@@ -1,0 +1,60 @@
+#include "kernels/peak.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "kernels/copy.h"
+#include "kernels/cpu/peak.h"
+#include "kernels/gemm.h"
+
+namespace transxssm {
+namespace {
+
+// The best of a few goes, in seconds.
+template <class Fn>
+double best_seconds(Stream& stream, int goes, Fn&& go) {
+  double best = 1e30;
+  go();  // page faults, plans
+  stream.synchronize();
+  for (int i = 0; i < goes; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    go();
+    stream.synchronize();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+double device_flops(Stream& stream, DType dtype) {
+  double best = 0;
+  for (const int64_t n : {4096, 8192}) {
+    Arena arena(3 * n * n * dtype_bytes(dtype) + 3 * kAlignment, stream.device());
+    Carver carver = arena.carver();
+    const Tensor a = carver.take(dtype, {n, n}), b = carver.take(dtype, {n, n}),
+                 c = carver.take(dtype, {n, n});
+    const double seconds = best_seconds(stream, 10, [&] { run(stream, Gemm{a, b, c, false, true}); });
+    best = std::max(best,
+                    2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) / seconds);
+  }
+  return best;
+}
+
+}  // namespace
+
+MachinePeaks measure_peaks(Stream& stream) {
+  MachinePeaks peaks;
+  constexpr int64_t kElements = int64_t{1} << 26;  // 256 MiB each way
+  Arena arena(2 * kElements * dtype_bytes(DType::f32), stream.device());
+  Carver carver = arena.carver();
+  const Tensor from = carver.take(DType::f32, {kElements / 4096, 4096}),
+               to = carver.take(DType::f32, from.shape());
+  peaks.copy_bandwidth = 2.0 * static_cast<double>(from.num_bytes()) / best_seconds(stream, 5, [&] {
+                           run(stream, Copy{from, to});
+                         });
+  const bool cpu = stream.device().is_cpu();
+  peaks.flops_f32 = cpu ? cpu::measure_flops_f32(stream) : device_flops(stream, DType::f32);
+  peaks.flops_bf16 = cpu ? cpu::measure_flops_bf16(stream) : device_flops(stream, DType::bf16);
+  return peaks;
+}
+
+}  // namespace transxssm

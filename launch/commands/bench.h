@@ -1,0 +1,12 @@
+// `transxssm bench train|kernels`.
+#pragma once
+
+#include <vector>
+
+#include "launch/command.h"
+
+namespace transxssm {
+
+std::vector<Command> bench_commands();
+
+}  // namespace transxssm
