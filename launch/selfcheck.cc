@@ -10,6 +10,7 @@
 
 #include "launch/plan.h"
 #include "launch/training_data.h"
+#include "parallel/device_transport.h"
 #include "parallel/local.h"
 
 namespace transxssm {
@@ -295,6 +296,7 @@ void check_mesh_run(const TrainConfig& config, const TrainConfig& alone, int64_t
     fmt::print("{} steps on {} and on one rank\n", steps, mesh_shape(config).to_string());
     std::fflush(stdout);
     const auto one = single_rank();
+    attach_device(*one, stream);
     classes = compare_meshes(mesh, run_mesh(alone, steps, *one, stream));
   }
   finish(world, classes);
