@@ -153,6 +153,7 @@ template <int P, int M>
 __device__ inline void store_rows(const float (&sums)[M][P / 8][4], bf16* tile, int first_row, bf16* global,
                                   int64_t stride, int valid) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  sync_warp();  // other lanes' loads of these rows are done
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll

@@ -14,8 +14,8 @@ namespace {
 // A graph and the plan that runs it.
 template <class G>
 struct Compiled {
-  Compiled(const AttentionLayout& layout, const Descriptor& device)
-      : graph(layout), plan(graph.graph.finish(), device) {}
+  Compiled(const AttentionLayout& layout, const Target& target)
+      : graph(layout), plan(graph.graph.finish(target), target) {}
   G graph;
   Plan plan;
 };
@@ -23,7 +23,7 @@ struct Compiled {
 // What a thread needs to use one device: plans must not be shared between threads.
 class Context {
  public:
-  explicit Context(int index) : device_(device(index)) { check(library().create(&handle_), "cudnnCreate"); }
+  Context() { check(library().create(&handle_), "cudnnCreate"); }  // for the device that is current
   ~Context() { library().destroy(handle_); }
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
@@ -39,11 +39,10 @@ class Context {
   template <class C>
   const C& find(std::map<AttentionLayout, std::unique_ptr<C>>& plans, const AttentionLayout& layout) {
     std::unique_ptr<C>& plan = plans[layout];
-    if (!plan) plan = std::make_unique<C>(layout, device_);
+    if (!plan) plan = std::make_unique<C>(layout, Target(handle_));
     return *plan;
   }
 
-  Descriptor device_;
   cudnnHandle_t handle_ = nullptr;
   std::map<AttentionLayout, std::unique_ptr<Compiled<ForwardGraph>>> forward_;
   std::map<AttentionLayout, std::unique_ptr<Compiled<BackwardGraph>>> backward_;
@@ -51,7 +50,7 @@ class Context {
 
 Context& context_of(const Stream& stream) {
   thread_local std::map<int, Context> contexts;
-  return contexts.try_emplace(stream.device().index, stream.device().index).first->second;
+  return contexts[stream.device().index];
 }
 
 // Tensors of a plan and where they are.

@@ -119,30 +119,28 @@ void Graph::index(int64_t dim, Id x, Id y) {
   operations_.push_back(std::move(operation));
 }
 
-Descriptor Graph::finish() const {
+Descriptor Graph::finish(const Target& target) const {
   std::vector<cudnnBackendDescriptor_t> operations;
   for (const Descriptor& operation : operations_) operations.push_back(operation.get());
   Descriptor graph(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
   graph.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
             static_cast<int64_t>(operations.size()), operations.data());
+  target.apply(graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, 0);
   graph.finalize("a graph of operations");
   return graph;
 }
 
-Descriptor device(int index) {
-  Descriptor device(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-  const int32_t id = index;
-  device.set(CUDNN_ATTR_DEVICEPROP_DEVICE_ID, CUDNN_TYPE_INT32, 1, &id);
-  device.finalize("a device");
-  return device;
+Target::Target(const std::string& json) : properties_(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR) {
+  properties_.set(CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
+                  static_cast<int64_t>(json.size()), json.data());
+  properties_.finalize("a device described in JSON");
 }
 
-Descriptor device(const std::string& json) {
-  Descriptor device(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-  device.set(CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, static_cast<int64_t>(json.size()),
-             json.data());
-  device.finalize("a device described in JSON");
-  return device;
+void Target::apply(Descriptor& to, int handle_name, int properties_name) const {
+  if (handle_ != nullptr && handle_name != 0)
+    to.set(static_cast<cudnnBackendAttributeName_t>(handle_name), CUDNN_TYPE_HANDLE, 1, &handle_);
+  if (handle_ == nullptr && properties_name != 0)
+    to.set(static_cast<cudnnBackendAttributeName_t>(properties_name), properties_);
 }
 
 namespace {
@@ -166,13 +164,13 @@ Proposal described(Descriptor configuration) {
 
 }  // namespace
 
-std::vector<Proposal> propose(const Descriptor& graph, const Descriptor& device) {
+std::vector<Proposal> propose(const Descriptor& graph, const Target& target) {
   constexpr int64_t kMost = 32;
   constexpr cudnnBackendHeurMode_t kMode = CUDNN_HEUR_MODE_A;
   Descriptor heuristic(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   heuristic.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
   heuristic.set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &kMode);
-  heuristic.set(CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, device);
+  target.apply(heuristic, 0, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP);
   heuristic.finalize("what engines there are");
   std::vector<Descriptor> found;
   std::vector<cudnnBackendDescriptor_t> raw;
@@ -190,17 +188,17 @@ std::vector<Proposal> propose(const Descriptor& graph, const Descriptor& device)
   return proposals;
 }
 
-cudnnStatus_t compile(const Proposal& proposal, const Descriptor& device, Descriptor& plan) {
+cudnnStatus_t compile(const Proposal& proposal, const Target& target, Descriptor& plan) {
   plan = Descriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
   plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, proposal.configuration);
-  plan.set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, device);
+  target.apply(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
   return library().finalize(plan.get());
 }
 
-Plan::Plan(const Descriptor& graph, const Descriptor& device) {
+Plan::Plan(const Descriptor& graph, const Target& target) {
   std::string answers;
-  for (const Proposal& proposal : propose(graph, device)) {
-    const cudnnStatus_t status = compile(proposal, device, plan_);
+  for (const Proposal& proposal : propose(graph, target)) {
+    const cudnnStatus_t status = compile(proposal, target, plan_);
     if (status == CUDNN_STATUS_SUCCESS) {
       engine_ = proposal.engine;
       workspace_bytes_ = int_attribute(plan_, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);

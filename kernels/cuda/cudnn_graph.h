@@ -44,6 +44,20 @@ using Sizes = std::array<int64_t, 4>;
 // Row-major strides.
 Sizes contiguous(const Sizes& sizes);
 
+// What plans are made for: the device of a handle, or one described in JSON, for which a plan can be made,
+// but not run, without a GPU.
+class Target {
+ public:
+  explicit Target(cudnnHandle_t handle) : handle_(handle) {}
+  explicit Target(const std::string& json);
+  // Sets whichever it is on a descriptor; a name of 0: that kind is not set.
+  void apply(Descriptor& to, int handle_name, int properties_name) const;
+
+ private:
+  cudnnHandle_t handle_ = nullptr;
+  Descriptor properties_;
+};
+
 // Tensors are named by the numbers 1, 2, ... in the order in which they are declared.
 class Graph {
  public:
@@ -62,7 +76,7 @@ class Graph {
                  cudnnDataType_t compute = CUDNN_DATA_FLOAT);
   void index(int64_t dim, Id x, Id y);  // y = each element's place along a dim of x
 
-  Descriptor finish() const;  // the operation graph
+  Descriptor finish(const Target& target) const;  // the operation graph
 
  private:
   Id declare(cudnnDataType_t type, const Sizes& sizes, const Sizes& strides, bool is_inside, bool by_value);
@@ -71,11 +85,6 @@ class Graph {
   std::vector<Descriptor> tensors_, operations_;
 };
 
-// The device that plans are made for: one of this machine, or one described in JSON, in which case a plan can
-// be made, but not run, without a GPU.
-Descriptor device(int index);
-Descriptor device(const std::string& json);
-
 // A way to run a graph that cuDNN's heuristics propose.
 struct Proposal {
   Descriptor configuration;
@@ -83,15 +92,15 @@ struct Proposal {
   int64_t workspace_bytes;
 };
 // Best first; none where no engine knows the graph.
-std::vector<Proposal> propose(const Descriptor& graph, const Descriptor& device);
+std::vector<Proposal> propose(const Descriptor& graph, const Target& target);
 // Compiles a proposal for the device. Without a GPU the last step fails:
 // CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER.
-cudnnStatus_t compile(const Proposal& proposal, const Descriptor& device, Descriptor& plan);
+cudnnStatus_t compile(const Proposal& proposal, const Target& target, Descriptor& plan);
 
 class Plan {
  public:
   // The first proposal that compiles. DeviceError where there is none: what became of each.
-  Plan(const Descriptor& graph, const Descriptor& device);
+  Plan(const Descriptor& graph, const Target& target);
   int64_t workspace_bytes() const { return workspace_bytes_; }
   int64_t engine() const { return engine_; }
   // pointers[i] belongs to tensor ids[i]; numbers lie on the host.

@@ -58,7 +58,8 @@ class CudnnPlan : public testing::TestWithParam<Case> {
   }
   // What is proposed, the first of it compiled.
   static std::vector<Proposal> compiled(const Graph& graph) {
-    const Descriptor operations = graph.finish(), h100 = device(std::string(kH100));
+    const Target h100{std::string(kH100)};
+    const Descriptor operations = graph.finish(h100);
     std::vector<Proposal> proposals = propose(operations, h100);
     if (proposals.empty()) return proposals;
     Descriptor plan;
@@ -100,7 +101,7 @@ TEST_F(CudnnPlan, ForwardWithoutSums) {
 
 TEST_F(CudnnPlan, SaysWhatIsWrong) {
   try {
-    device(std::string("{}"));
+    Target(std::string("{}"));
     FAIL() << "no error";
   } catch (const DeviceError& error) {
     EXPECT_NE(std::string(error.what()).find("a device described in JSON"), std::string::npos)
