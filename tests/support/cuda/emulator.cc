@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -20,11 +21,22 @@ struct Emulator {
   std::mutex mutex;
   Settings settings;
   std::set<std::string> launched;
+  std::set<std::string> shapes;  // lines of EMULATED_LAUNCHES
 };
 
 Emulator& emulator() {
   static Emulator instance;
   return instance;
+}
+
+// Appends "kernel threads shared_bytes" to the file that EMULATED_LAUNCHES names, once each, for
+// kernels/cuda/resources.py. With the mutex.
+void note_shape(const std::string& kernel, const dim3& block, size_t shared_bytes) {
+  static const char* const file = std::getenv("EMULATED_LAUNCHES");
+  if (file == nullptr) return;
+  const std::string line =
+      kernel + " " + std::to_string(block.x * block.y * block.z) + " " + std::to_string(shared_bytes) + "\n";
+  if (emulator().shapes.insert(line).second) std::ofstream(file, std::ios::app) << line;
 }
 
 // One grid runs at a time, whichever threads launch.
@@ -147,6 +159,7 @@ cudaError_t launch(std::string name, dim3 grid, dim3 block, size_t shared_bytes,
   {
     const std::lock_guard lock(emulator().mutex);
     emulator().launched.insert(plain_name(shape.name));
+    note_shape(plain_name(shape.name), block, shared_bytes);
   }
   return enqueue(queue, [shape = std::move(shape), kernel = std::move(kernel)] { run_grid(shape, kernel); });
 }
