@@ -183,6 +183,10 @@ const std::vector<Case> kCases = {
     {.rows = 2, .queries = 1, .heads = 4, .key_heads = 2, .p = 64},
     {.rows = 2, .queries = 1, .heads = 6, .key_heads = 2, .p = 16, .offset = 450, .starts = {40}, .spare = 3},
     {.rows = 1, .queries = 150, .heads = 1, .key_heads = 1, .p = 16, .sharpness = 60},
+    // Keys cut into parts; a document that leaves all but one part without keys.
+    {.rows = 1, .queries = 1, .heads = 2, .key_heads = 1, .p = 64, .offset = 1100},
+    {.rows = 1, .queries = 1, .heads = 1, .key_heads = 1, .p = 128, .offset = 1100, .starts = {1090}},
+    {.rows = 2, .queries = 40, .heads = 1, .key_heads = 1, .p = 32, .offset = 600, .starts = {300, 620}},
 };
 
 class FlashAttention : public testing::TestWithParam<Case> {};
