@@ -18,64 +18,68 @@ template <int N>
 __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardArgs args) {
   auto& shared = shared_memory<BackwardShared<N>>();
   const ScanArgs& in = args.in;
-  const Place place(in);
+  if (threadIdx.x == 0) shared.place = Place(in);
+  sync_block();
   const int warp = warp_index();
-  const int first = place.segment * in.steps_per_segment;
+  const int first = static_cast<int>(blockIdx.y) * in.steps_per_segment;
   const int end = first + in.steps_per_segment < in.steps ? first + in.steps_per_segment : in.steps;
-  const int64_t tile_offset = int64_t{place.tile} * kWidth * N;
-  const HeadDecay head(in, place.head);
-  const float skip = in.d_skip == nullptr ? 0.0f : in.d_skip[place.head];
 
   const auto load_c = [&](int step_index) {
+    const Place place = shared.place;
     const Step step(in, step_index);
     load_tile(shared.c, in.c.at(place.row, step.begin, place.group), in.c.token, step.length);
   };
   const auto load_rest = [&](int step_index) {
+    const Place place = shared.place;
     const Step step(in, step_index);
     load_tile(shared.dy, args.dy.at(place.row, step.begin, place.head) + place.tile * kWidth, args.dy.token,
               step.length);
-    load_state<N>(args.entering, args.entering.offset(place.row, step_index, place.head) + tile_offset,
+    load_state<N>(args.entering,
+                  args.entering.offset(place.row, step_index, place.head) + place.tile * kWidth * N,
                   shared.state);
     load_tile(shared.b, in.b.at(place.row, step.begin, place.group), in.b.token, step.length);
     load_tile(shared.x, in.x.at(place.row, step.begin, place.head) + place.tile * kWidth, in.x.token,
               step.length);
   };
   StateGradient<N> d_state;
-  read_gradient<N>(args.leaving, args.leaving.offset(place.row, place.segment, place.head) + tile_offset,
-                   d_state);
-  ParameterSums sums;
-  float d_skip = 0;
-  TokenPair tokens;
-  float dt[2], sigmoid[2];
+  {
+    const Place place = shared.place;
+    const int64_t at = args.leaving.offset(place.row, place.segment, place.head);
+    read_gradient<N>(args.leaving, at + place.tile * kWidth * N, d_state);
+  }
   load_c(end - 1);
   load_rest(end - 1);
   commit_copies();
 
   for (int s = end - 1; s >= first; --s) {
     const Step step(in, s);
-    if (warp == 0) tokens.fetch(in, place, s);
+    TokenPair tokens;
+    if (warp == 0) tokens.fetch(in, shared.place, s);
     shared.frame.load(in, step.length);
     wait_copies<0>();
     sync_block();
-    if (warp == 0) compute_decay(tokens, head, shared.decay, dt, sigmoid);
-    rotate_rows<N>(&shared.b, &shared.c, in, place.row, step);
+    if (warp == 0) compute_decay(tokens, step.length, HeadDecay(in, shared.place.head), shared.decay);
+    rotate_rows<N>(&shared.b, &shared.c, in, shared.place.row, step);
     sync_block();
 
     if (in.cos != nullptr) turn_gradient<N>(shared.frame, d_state);
     form_scores<N>(shared);
-    float through;
-    {
-      float dc[4][N / 32][4] = {};
-      through = enter_state<N>(shared, d_state, dc);
-      sync_block();
-      add_scores_to_c<N>(shared, dc);
-      write_rotated<N>(in, place, step, true, dc, args.dc);
+    sync_block();
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      HalfGradient<N> dc = {};
+      const float through = warp_sum(form_dc<N>(shared, d_state, half, dc));
+      if (lane_index() == 0 && half == 0) shared.through[warp] = through;
+      write_rotated<N>(in, shared.place, step, true, half, dc, args.dc);
     }
+    sync_block();
     write_transposed<N>(d_state, shared.d_state());
-    {
-      float db[4][N / 32][4] = {};
-      form_db<N>(shared, d_state, db);
-      write_rotated<N>(in, place, step, false, db, args.db);
+    sync_warp();
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      HalfGradient<N> db = {};
+      form_db<N>(shared, half, db);
+      write_rotated<N>(in, shared.place, step, false, half, db, args.db);
     }
     add_outputs<N>(shared.c, shared.dy, shared.decay, d_state);
     sync_block();
@@ -83,30 +87,32 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardArgs 
 
     float dx[4][2][4] = {};
     form_dx<N>(shared, dx);
-    d_skip +=
-        write_dx<N>(shared, skip, dx, args.dx.at(place.row, step.begin, place.head) + place.tile * kWidth,
-                    args.dx.token, step.length);
-    through = warp_sum(through);
-    const float skips = warp_sum(d_skip);
-    if (lane_index() == 0) shared.sums[warp] = through, shared.skips[warp] = skips;
+    {
+      const Place place = shared.place;
+      const float skip = in.d_skip == nullptr ? 0.0f : in.d_skip[place.head];
+      bf16* to = args.dx.at(place.row, step.begin, place.head) + place.tile * kWidth;
+      const float d_skip = warp_sum(write_dx<N>(shared, skip, dx, to, args.dx.token, step.length));
+      if (lane_index() == 0) shared.d_skip[warp] = s == end - 1 ? d_skip : shared.d_skip[warp] + d_skip;
+    }
     sync_block();
     if (s > first) load_rest(s - 1);
     commit_copies();
     if (warp == 0) {
+      const Place place = shared.place;
       float* du = args.du.at(place.row, step.begin, place.slice);
-      finish_tokens<N>(shared, tokens, head.a, dt, sigmoid, sums, du, args.du.token);
+      finish_tokens<N>(shared, HeadDecay(in, place.head).a, step, s == end - 1, du, args.du.token);
     }
   }
-  if (args.d_initial.data != nullptr && place.segment == 0)
-    write_gradient<N>(args.d_initial, args.d_initial.offset(place.row, 0, place.head) + tile_offset, d_state);
-  if (warp == 0) {
-    const float dt_bias = warp_sum(sums.dt_bias), a_log = warp_sum(sums.a_log);
+  const Place place = shared.place;
+  if (args.d_initial.data != nullptr && place.segment == 0) {
+    const int64_t at = args.d_initial.offset(place.row, 0, place.head);
+    write_gradient<N>(args.d_initial, at + place.tile * kWidth * N, d_state);
+  }
+  if (threadIdx.x == 0) {
     const int64_t block = (int64_t{place.row} * in.segments + place.segment) * gridDim.x + place.slice;
-    if (lane_index() == 0) {
-      float* to = args.parameters + 3 * block;
-      to[0] = dt_bias, to[1] = a_log;
-      to[2] = shared.skips[0] + shared.skips[1] + shared.skips[2] + shared.skips[3];
-    }
+    float* to = args.parameters + 3 * block;
+    to[0] = shared.dt_bias, to[1] = shared.a_log;
+    to[2] = shared.d_skip[0] + shared.d_skip[1] + shared.d_skip[2] + shared.d_skip[3];
   }
 }
 
@@ -140,8 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_states_kernel(Backwa
     if (s > first) load(s - 1, stage ^ 1);
     commit_copies();
     if (warp == 0) {
-      float dt[2], sigmoid[2];
-      compute_decay(tokens, head, shared.decay, dt, sigmoid);
+      compute_decay(tokens, step.length, head, shared.decay);
       if (s > first) tokens.fetch(in, place, s - 1);
     }
     shared.frame.load(in, step.length);
@@ -209,11 +214,10 @@ void backward(Stream& stream, const SsdBackward& args) {
     whole.leaving = states.view(0);
   }
   if (sum_tiles) whole.du = heads_of<float>(du_tiles);
-  TRANSXSSM_LAUNCH(ssd_backward_kernel<N>,
-                   LaunchShape{.grid = grid_of(plan.slices, plan.segments, plan.rows),
-                               .block = dim3(kThreads),
-                               .shared_bytes = sizeof(BackwardShared<N>)},
-                   queue_of(stream), whole);
+  const LaunchShape shape{.grid = grid_of(plan.slices, plan.segments, plan.rows),
+                          .block = dim3(kThreads),
+                          .shared_bytes = sizeof(BackwardShared<N>)};
+  TRANSXSSM_LAUNCH(ssd_backward_kernel<N>, shape, queue_of(stream), whole);
   if (sum_slices) {
     sum_group(stream, plan, whole.db.slices, whole.db.rows);
     sum_group(stream, plan, whole.dc.slices, whole.dc.rows);

@@ -16,6 +16,7 @@ struct Decay {
   float into[kTokens];    // exp(g_i): weight of the entering state; 0 behind a document start
   float out[kTokens];     // exp(g_last - g_j): weight in the leaving state; 0 before a document start
   float weight[kTokens];  // out dt
+  float slope[kTokens];   // derivative of dt by u
   int first[kTokens];     // the last document start at or before the token, or -1: what it sees begins there
   // Weight of the entering state in the one that leaves.
   __device__ float carry() const { return into[kTokens - 1]; }
@@ -37,30 +38,30 @@ struct HeadDecay {
 struct TokenPair {
   float u[2] = {0.0f, 0.0f};
   bool start[2] = {false, false};
-  bool valid[2] = {false, false};
 
   __device__ void fetch(const ScanArgs& args, const Place& place, int step_index) {
     const Step step(args, step_index);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int i = 2 * lane_index() + c;
-      valid[c] = i < step.length;
-      u[c] = valid[c] ? *args.u.at(place.row, step.begin + i, place.head) : 0.0f;
-      start[c] = valid[c] && args.start != nullptr &&
+      const bool valid = i < step.length;
+      u[c] = valid ? *args.u.at(place.row, step.begin + i, place.head) : 0.0f;
+      start[c] = valid && args.start != nullptr &&
                  args.start[place.row * args.start_row + (step.begin + i) * args.start_token] != 0;
     }
   }
 };
 
-// By warp 0. dt and the derivative of softplus of this lane's tokens come back too.
-__device__ inline void compute_decay(const TokenPair& tokens, const HeadDecay& head, Decay& decay,
-                                     float (&dt)[2], float (&sigmoid)[2]) {
+// By warp 0.
+__device__ inline void compute_decay(const TokenPair& tokens, int length, const HeadDecay& head,
+                                     Decay& decay) {
   const int lane = lane_index();
+  float dt[2], slope[2];
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     const float v = tokens.u[c] + head.bias, e = expf(fminf(v, kSoftplusThreshold));
-    dt[c] = !tokens.valid[c] ? 0.0f : v > kSoftplusThreshold ? v : log1pf(e);
-    sigmoid[c] = v > kSoftplusThreshold ? 1.0f : e / (1.0f + e);
+    dt[c] = 2 * lane + c >= length ? 0.0f : v > kSoftplusThreshold ? v : log1pf(e);
+    slope[c] = v > kSoftplusThreshold ? 1.0f : e / (1.0f + e);
   }
   const float scale = head.a * kLog2E, own = scale * dt[0], both = own + scale * dt[1];
   const int second = 2 * lane + 1;
@@ -92,6 +93,7 @@ __device__ inline void compute_decay(const TokenPair& tokens, const HeadDecay& h
     decay.into[i] = first[c] < 0 ? fast_exp2(g[c]) : 0.0f;
     decay.out[i] = out;
     decay.weight[i] = out * dt[c];
+    decay.slope[i] = slope[c];
     decay.first[i] = first[c];
   }
 }

@@ -51,8 +51,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<N>)
     if (s + 1 < end) load(s + 1, stage ^ 1);
     commit_copies();
     if (warp_index() == 0) {
-      float dt[2], sigmoid[2];
-      compute_decay(tokens, head, shared.decay, dt, sigmoid);
+      compute_decay(tokens, step.length, head, shared.decay);
       if (s + 1 < end) tokens.fetch(in, place, s + 1);
     }
     shared.frame.load(in, step.length);

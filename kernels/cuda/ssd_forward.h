@@ -142,13 +142,14 @@ __device__ inline void multiply_tokens(Tile<kTokens, N>& b, Tile<kTokens, kWidth
   const float carry = decay.carry();
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) state[i / 4][i % 4] *= carry;
-#pragma unroll
+#pragma unroll 2
   for (int k = 0; k < kTokens / 16; ++k) {
     uint32_t rows[4];
-    load_right(x, k, 2 * warp, 2 * warp + 1, rows);
+    load_right(x, k, warp, rows);
     if constexpr (kOutputs) {
 #pragma unroll
-      for (int m = k; m < 4; ++m) {
+      for (int m = 0; m < 4; ++m) {
+        if (m < k) continue;
         uint32_t left[4];
         load_left(*weights, m, k, left);
         multiply(y[m][0], y[m][1], left, rows);
@@ -161,7 +162,7 @@ __device__ inline void multiply_tokens(Tile<kTokens, N>& b, Tile<kTokens, kWidth
 #pragma unroll
     for (int j = 0; j < N / 16; ++j) {
       uint32_t columns[4];
-      load_right(b, k, 2 * j, 2 * j + 1, columns);
+      load_right(b, k, j, columns);
       multiply(state[2 * j], state[2 * j + 1], weighted, columns);
     }
   }
@@ -171,6 +172,8 @@ __device__ inline void multiply_tokens(Tile<kTokens, N>& b, Tile<kTokens, kWidth
 __device__ inline void write_outputs(Tile<kTokens, kWidth>& x, float skip, const float (&y)[4][2][4],
                                      bf16* to, int64_t stride, int length) {
   const int warp = warp_index(), g = lane_index() / 4, t = lane_index() % 4;
+  int row = g + t / 2 * 8;
+  to += row * stride + 16 * warp + t % 2 * 8;
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
     uint32_t words[2][2];
@@ -183,8 +186,8 @@ __device__ inline void write_outputs(Tile<kTokens, kWidth>& x, float skip, const
       }
     }
     const uint4 unit = gather_unit(words);
-    const int row = 16 * m + g + t / 2 * 8;
-    if (row < length) store_16_bytes(to + row * stride + 16 * warp + t % 2 * 8, unit);
+    if (row < length) store_16_bytes(to, unit);
+    row += 16, to += 16 * stride;
   }
 }
 

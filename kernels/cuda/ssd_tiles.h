@@ -40,39 +40,54 @@ struct Tile {
 // Starts copying `length` rows of `stride` elements into a tile, with zeros below.
 template <int Rows, int Columns>
 __device__ inline void load_tile(Tile<Rows, Columns>& tile, const bf16* from, int64_t stride, int length) {
-  constexpr int kUnits = Columns / 8;
+  constexpr int kUnits = Columns / 8, kRows = kThreads / kUnits;  // rows at a time
+  static_assert(kRows % 8 == 0);                                  // a unit keeps its place in its row
+  int row = static_cast<int>(threadIdx.x) / kUnits;
+  const int unit = static_cast<int>(threadIdx.x) % kUnits;
+  from += row * stride + unit * 8;
+  bf16* to = tile.unit(row, unit);
 #pragma unroll
-  for (int j = 0; j < Rows * kUnits / kThreads; ++j) {
-    const int i = static_cast<int>(threadIdx.x) + j * kThreads, row = i / kUnits, unit = i % kUnits;
-    const bool valid = row < length;
-    copy_async_or_zero(tile.unit(row, unit), from + (valid ? row : 0) * stride + unit * 8, valid);
+  for (int i = 0; i < Rows / kRows; ++i) {
+    copy_async_or_zero(to, from, row < length);
+    row += kRows, to += kRows * Columns, from += kRows * stride;
   }
+}
+
+// Addresses for ldmatrix: of 16 rows and a pair of units, those a lane names differ from one pair to the next
+// by constants only, which keeps them out of registers. Lanes 0 to 15 name the first unit of rows 0 to 15,
+// the others the second.
+template <int Rows, int Columns>
+__device__ inline const bf16* rows_first(Tile<Rows, Columns>& tile, int block, int pair) {
+  const int lane = lane_index(), own = lane % 16 * Columns + (lane / 16 ^ lane % 8) * 8;
+  return tile.data + (own ^ pair % 4 * 16) + pair / 4 * 64 + block * 16 * Columns;
+}
+// Lanes 0 to 7 name the first unit of rows 0 to 7, 8 to 15 the second, the others those of rows 8 to 15.
+template <int Rows, int Columns>
+__device__ inline const bf16* units_first(Tile<Rows, Columns>& tile, int block, int pair) {
+  const int lane = lane_index();
+  const int own = (lane / 16 * 8 + lane % 8) * Columns + (lane / 8 % 2 ^ lane % 8) * 8;
+  return tile.data + (own ^ pair % 4 * 16) + pair / 4 * 64 + block * 16 * Columns;
 }
 
 // Left operand: rows 16 m.. and columns 16 k.. of a tile.
 template <int Rows, int Columns>
 __device__ inline void load_left(Tile<Rows, Columns>& tile, int m, int k, uint32_t (&a)[4]) {
-  const int lane = lane_index();
-  load_matrix_x4(a, tile.unit(16 * m + lane % 16, 2 * k + lane / 16));
+  load_matrix_x4(a, rows_first(tile, m, k));
 }
-// Left operand: transpose of rows 16 k.. and the two units u0, u1 of columns.
+// Left operand: transpose of rows 16 k.. and columns 16 m.. of a tile.
 template <int Rows, int Columns>
-__device__ inline void load_left_transposed(Tile<Rows, Columns>& tile, int u0, int u1, int k,
-                                            uint32_t (&a)[4]) {
-  const int lane = lane_index();
-  load_matrix_x4_transposed(a, tile.unit(16 * k + lane / 16 * 8 + lane % 8, lane / 8 % 2 == 0 ? u0 : u1));
+__device__ inline void load_left_transposed(Tile<Rows, Columns>& tile, int m, int k, uint32_t (&a)[4]) {
+  load_matrix_x4_transposed(a, units_first(tile, k, m));
+}
+// Two right operands side by side: rows 16 k.. and columns 16 n.. of a tile.
+template <int Rows, int Columns>
+__device__ inline void load_right(Tile<Rows, Columns>& tile, int k, int n, uint32_t (&b)[4]) {
+  load_matrix_x4_transposed(b, rows_first(tile, k, n));
 }
 // Two right operands side by side: transpose of rows 16 n.. and columns 16 k.. of a tile.
 template <int Rows, int Columns>
 __device__ inline void load_right_transposed(Tile<Rows, Columns>& tile, int n, int k, uint32_t (&b)[4]) {
-  const int lane = lane_index();
-  load_matrix_x4(b, tile.unit(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-}
-// Two right operands side by side: rows 16 k.. of a tile, the units u0 and u1 of columns.
-template <int Rows, int Columns>
-__device__ inline void load_right(Tile<Rows, Columns>& tile, int k, int u0, int u1, uint32_t (&b)[4]) {
-  const int lane = lane_index();
-  load_matrix_x4_transposed(b, tile.unit(16 * k + lane % 16, lane / 16 == 0 ? u0 : u1));
+  load_matrix_x4(b, units_first(tile, n, k));
 }
 // d0 | d1 += a (b | b'): two right operands as the loads above leave them.
 __device__ inline void multiply(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4],
