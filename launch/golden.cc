@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <type_traits>
@@ -13,6 +14,8 @@
 
 namespace transxssm {
 namespace {
+
+constexpr int64_t kMaxErrorFileBytes = 1 << 24;
 
 // Reads and checks golden.safetensors against the model.
 class GoldenReader {
@@ -76,6 +79,18 @@ class GoldenReader {
   std::set<std::string> known_;
 };
 
+std::optional<GoldenFolder::RoundingError> read_bf16_error(FileSystem& files, const std::string& path) {
+  if (!files.exists(path)) return std::nullopt;
+  const auto json = nlohmann::json::parse(read_file(files, path, kMaxErrorFileBytes), nullptr, false);
+  const auto number = [&](const char* field) {
+    if (!json.is_object() || !json.contains(field) || !json[field].is_number() ||
+        !(json[field].get<double>() > 0))
+      throw CheckpointError("{}: field {} is not a positive number", path, field);
+    return json[field].get<double>();
+  };
+  return GoldenFolder::RoundingError{number("logits"), number("loss"), number("grad_all")};
+}
+
 void load_weights(const ImportedModel& model, const Network& network, Stream& stream) {
   for (const Parameter& p : network.parameters().all()) {
     const std::vector<float>& values = model.parameters.at(p.spec.name);
@@ -130,6 +145,7 @@ GoldenFolder read_golden(FileSystem& files, const std::string& folder) {
   golden.model = read_hugging_face(files, folder);
   golden.parameters = hugging_face_tensors(golden.model.config);
   GoldenReader(files, folder + "/golden.safetensors", golden).read();
+  golden.bf16_error = read_bf16_error(files, folder + "/bf16_error.json");
   return golden;
 }
 

@@ -2,11 +2,14 @@
 // program computed with it. Two kinds, told apart by the tensor `lr`:
 //   one batch    input_ids [B,T] -> logits [B,T,V], loss [1], hidden.<i> [B,T,D] (optional), grad.<parameter>
 //   a trajectory input_ids [S,B,T], lr [S] -> loss [S], grad_norm [S] (before clipping), final.<parameter>
-// Both may have document_ids of the shape of input_ids. Parameters have the names of the Hugging Face form.
-// The loss of a row is that of predicting each token but the first from those before it in its document.
+// bf16_error.json, where there is one, says what bf16 may cost on this folder: {"logits": of the largest,
+// "loss": relative, "grad_all": of the norm of all gradients together}. Both may have document_ids of the
+// shape of input_ids. Parameters have the names of the Hugging Face form. The loss of a row is that of
+// predicting each token but the first from those before it in its document.
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +27,10 @@ struct GoldenFolder {
   std::vector<int64_t> input_ids;           // [S,B,T]
   std::vector<int64_t> document_ids;        // [S,B,T], or empty
   std::vector<double> learning_rate;        // [S]; empty but for a trajectory
+  struct RoundingError {
+    double logits = 0, loss = 0, gradients = 0;
+  };
+  std::optional<RoundingError> bf16_error;
   // Everything the file says beside the inputs, by name.
   std::map<std::string, std::vector<double>> expected;
 };

@@ -32,13 +32,15 @@ struct ComparisonClass {
 
 // Largest difference over the largest expected magnitude.
 Comparison compare_largest(const std::string& name, const Shape& shape, std::span<const float> got,
-                           std::span<const double> expected, double bound);
+                           std::span<const double> expected, std::optional<double> bound);
 // Norm of the difference over `scale`. A zero scale allows no difference.
 Comparison compare_norm(const std::string& name, const Shape& shape, std::span<const float> got,
-                        std::span<const double> expected, double scale, double bound);
+                        std::span<const double> expected, double scale, std::optional<double> bound);
 
-// The results against the folder's figures; classes in the order of computation.
-std::vector<ComparisonClass> compare_golden(const GoldenFolder& golden, const GoldenResult& result);
+// The results against the folder's figures; classes in the order of computation. In bf16 the folder says what
+// rounding may cost; single gradients, and layers' outputs, are then shown without a bound.
+std::vector<ComparisonClass> compare_golden(const GoldenFolder& golden, const GoldenResult& result,
+                                            const Precision& precision = {});
 
 // What every mesh must agree on over the first steps of a configuration; complete on rank 0.
 struct MeshRun {
