@@ -9,6 +9,7 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "tests/support/cuda/emulator.h"
 
@@ -99,17 +100,17 @@ cudaError_t drain(cudaStream_t stream) {
 }
 
 cudaError_t drain_all() {
-  std::set<CUstream_st*> all;
+  std::vector<std::shared_ptr<WorkQueue>> queues;  // other threads may destroy their streams meanwhile
   {
     const std::lock_guard lock(streams_mutex);
-    all = streams();
+    for (const CUstream_st* stream : streams())
+      if (stream->device == current_device()) queues.push_back(stream->queue);
   }
   cudaError_t status = cudaSuccess;
-  for (CUstream_st* stream : all)
-    if (stream->device != current_device()) {
-      continue;
-    } else if (const cudaError_t failed = drain(stream); failed != cudaSuccess)
-      status = failed;
+  for (const auto& queue : queues) {
+    const std::lock_guard lock(queue->mutex);
+    if (const cudaError_t failed = drain_until(*queue, queue->queued); failed != cudaSuccess) status = failed;
+  }
   return status;
 }
 
