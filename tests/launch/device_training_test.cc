@@ -23,15 +23,18 @@ constexpr int64_t kTokens = 21, kVocabulary = 37, kSteps = 3;
 struct MeshCase {
   std::string name;
   int ranks;
-  std::string parallel;
+  std::string parallel, precision;
 };
 
-TrainConfig make_config(const std::string& model, const std::string& parallel, int ranks) {
-  return parse_config(fmt::format("model {{ {} }} data {{ train {{ prefix: 'none' }} sequence_length: {} }} "
-                                  "schedule {{ steps: 10 }} optimizer {{ learning_rate: 0.01 }} "
-                                  "parallel {{ global_batch: 4 {} }} log {{ run_directory: 'none' }}",
-                                  model, kTokens, parallel),
-                      "test", {}, ranks);
+TrainConfig make_config(const std::string& model, const std::string& parallel, int ranks,
+                        const std::string& precision = "f32") {
+  return parse_config(
+      fmt::format(
+          "model {{ {} }} data {{ train {{ prefix: 'none' }} sequence_length: {} }} "
+          "schedule {{ steps: 10 }} optimizer {{ learning_rate: 0.01 }} "
+          "parallel {{ global_batch: 4 {} }} precision {{ compute: '{}' }} log {{ run_directory: 'none' }}",
+          model, kTokens, parallel, precision),
+      "test", {}, ranks);
 }
 
 std::string kind(const std::string& name) {
@@ -100,17 +103,17 @@ void expect_same_bits(const std::vector<LogicalTensor>& got, const std::vector<L
   for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i].values, expected[i].values) << expected[i].name;
 }
 
-// Each kind on one rank and on one of the meshes.
+// Each kind on one rank and, in bf16, on one of the meshes.
 class DeviceTraining : public testing::TestWithParam<size_t> {};
 
 TEST_P(DeviceTraining, HasTheBitsOfTheCpu) {
-  const std::vector<MeshCase> meshes = {{"tp 2", 2, "tp: 2"},
-                                        {"pp 2, recomputed", 2, "pp: 2 recompute: 'layer'"},
-                                        {"dp 2, pp 2", 4, "pp: 2 dp: 2"}};
+  const std::vector<MeshCase> meshes = {{"tp 2", 2, "tp: 2", "bf16"},
+                                        {"pp 2, recomputed", 2, "pp: 2 recompute: 'layer'", "bf16"},
+                                        {"dp 2, pp 2", 4, "pp: 2 dp: 2", "bf16"}};
   const std::string model = to_text(model_kinds()[GetParam()].config);
-  for (const MeshCase& mesh : {MeshCase{"one rank", 1, ""}, meshes[GetParam() % meshes.size()]}) {
+  for (const MeshCase& mesh : {MeshCase{"one rank", 1, "", "f32"}, meshes[GetParam() % meshes.size()]}) {
     SCOPED_TRACE(mesh.name);
-    const TrainConfig config = make_config(model, mesh.parallel, mesh.ranks);
+    const TrainConfig config = make_config(model, mesh.parallel, mesh.ranks, mesh.precision);
     const Result expected = train(config, mesh.ranks, {});
     WithGuardedDevice guarded;
     GuardedOperations operations(guarded.device);
