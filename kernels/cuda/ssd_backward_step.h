@@ -124,6 +124,7 @@ __device__ inline void finish_tokens(BackwardShared<N>& shared, float a, const S
       leaving[c] += shared.leaving[w][i];
       d_dt[c] += shared.d_dt[w][i];
     }
+    if (i == step.length - 1) leaving[c] = 0;  // leaves without decay; the others may be far smaller
     dg[c] -= leaving[c];
   }
   const float left = warp_sum(leaving[0] + leaving[1]);

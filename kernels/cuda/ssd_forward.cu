@@ -153,7 +153,9 @@ void run(Stream& stream, const SsdForward& args) {
   ssd::check_state(args.chunk_states, "SsdForward.chunk_states",
                    {rows, ssd_num_chunks(tokens, in.chunk), heads, p, n}, true);
   ssd::check_rows(args.y, "SsdForward.y", in.x.shape());
-  if (n == 64)
+  if (tokens == 1 && !args.chunk_states)
+    ssd::step_forward(stream, args);
+  else if (n == 64)
     ssd::forward<64>(stream, args);
   else
     ssd::forward<128>(stream, args);

@@ -60,6 +60,9 @@ void pass_states(Stream& stream, const ScanPlan& plan, const SegmentStates& to, 
 void form_step_states(Stream& stream, const SsdInput& in, const States& chunk_states,
                       const States& step_states);
 
+// One token, of checked arguments without chunk_states.
+void step_forward(Stream& stream, const SsdForward& args);
+
 // Of the backward: db or dc [B,T,G,N] from [B,T,slices,N]; du [B,T,H] from [B,T,slices]; the gradients of the
 // parameters, to which [B, segments, slices, 3] is added (d_skip may be null).
 void sum_group(Stream& stream, const ScanPlan& plan, const float* slices, const Heads<bf16>& to);

@@ -220,6 +220,16 @@ const std::vector<Case> kRoundedCases = {
      .chunk = 64,
      .starts = {100},
      .u_offset = -5},
+    // Long enough for devices to cut the row.
+    {.rows = 1,
+     .tokens = 270,
+     .heads = 1,
+     .groups = 1,
+     .p = 64,
+     .n = 128,
+     .chunk = 128,
+     .starts = {},
+     .u_offset = -4},
 };
 
 // Against the definition in double on the same rounded inputs. Rounding to bf16 moves a number by at most
