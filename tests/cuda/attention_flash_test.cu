@@ -166,7 +166,7 @@ const std::vector<Case> kCases = {
     {.rows = 2, .queries = 37, .heads = 2, .key_heads = 2, .p = 16},
     {.rows = 1, .queries = 275, .heads = 4, .key_heads = 2, .p = 16},
     {.rows = 2, .queries = 200, .heads = 2, .key_heads = 1, .p = 16, .starts = {0, 3, 4, 63, 64, 150}},
-    {.rows = 1, .queries = 330, .heads = 1, .key_heads = 1, .p = 32, .starts = {129, 191, 300}},
+    {.rows = 1, .queries = 330, .heads = 1, .key_heads = 1, .p = 32, .starts = {127, 191, 300}},
     {.rows = 1, .queries = 140, .heads = 2, .key_heads = 1, .p = 64},
     {.rows = 1, .queries = 200, .heads = 1, .key_heads = 1, .p = 64, .starts = {17, 100}},
     {.rows = 1, .queries = 140, .heads = 1, .key_heads = 1, .p = 128},
