@@ -56,7 +56,8 @@ class Watchdog : public testing::EmptyTestEventListener {
       if (!running_) {
         changed_.wait(lock, stop, [this] { return running_; });
       } else if (Clock::now() < deadline_) {
-        changed_.wait_until(lock, stop, deadline_, [] { return false; });
+        const Clock::time_point deadline = deadline_;  // which changes while this waits
+        changed_.wait_until(lock, stop, deadline, [] { return false; });
       } else {
         report_and_exit();
       }
