@@ -49,12 +49,13 @@ Device choose_device(const std::string& choice, int local_rank) {
 void use_device_of(Stream& stream, Worker& worker) {
   const Device device = stream.device();
   if (device.is_cpu()) return;
-  attach_device(worker.world(), stream);
+  const std::string transport = attach_device(worker.world(), stream);
   const int count = device_runtime().num_devices();
   log_info("device    {}: {}{}", device.to_string(), device_runtime().describe(device.index),
            worker.num_local_ranks() > count
                ? fmt::format("; {} ranks of {} share {} GPUs", worker.num_local_ranks(), worker.host(), count)
                : "");
+  if (worker.size() > 1) log_info("transport {}", transport);
 }
 
 }  // namespace transxssm
