@@ -25,9 +25,12 @@ double best_seconds(Stream& stream, int goes, Fn&& go) {
   return best;
 }
 
+// Sizes grow as long as one go stays below this: a slow device is measured too.
+constexpr double kLongGo = 0.05;
+
 double device_flops(Stream& stream, DType dtype) {
   double best = 0;
-  for (const int64_t n : {4096, 8192}) {
+  for (const int64_t n : {512, 1024, 2048, 4096, 8192}) {
     Arena arena(3 * n * n * dtype_bytes(dtype) + 3 * kAlignment, stream.device());
     Carver carver = arena.carver();
     const Tensor a = carver.take(dtype, {n, n}), b = carver.take(dtype, {n, n}),
@@ -35,22 +38,31 @@ double device_flops(Stream& stream, DType dtype) {
     const double seconds = best_seconds(stream, 10, [&] { run(stream, Gemm{a, b, c, false, true}); });
     best = std::max(best,
                     2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) / seconds);
+    if (seconds > kLongGo) break;
   }
   return best;
+}
+
+// Of the largest size; what fits in a cache is faster.
+double copy_bandwidth(Stream& stream) {
+  double bandwidth = 0;
+  for (const int64_t elements : {int64_t{1} << 18, int64_t{1} << 22, int64_t{1} << 26}) {  // 256 MiB each way
+    Arena arena(2 * elements * dtype_bytes(DType::f32), stream.device());
+    Carver carver = arena.carver();
+    const Tensor from = carver.take(DType::f32, {elements / 4096, 4096}),
+                 to = carver.take(DType::f32, from.shape());
+    const double seconds = best_seconds(stream, 5, [&] { run(stream, Copy{from, to}); });
+    bandwidth = 2.0 * static_cast<double>(from.num_bytes()) / seconds;
+    if (seconds > kLongGo) break;
+  }
+  return bandwidth;
 }
 
 }  // namespace
 
 MachinePeaks measure_peaks(Stream& stream) {
   MachinePeaks peaks;
-  constexpr int64_t kElements = int64_t{1} << 26;  // 256 MiB each way
-  Arena arena(2 * kElements * dtype_bytes(DType::f32), stream.device());
-  Carver carver = arena.carver();
-  const Tensor from = carver.take(DType::f32, {kElements / 4096, 4096}),
-               to = carver.take(DType::f32, from.shape());
-  peaks.copy_bandwidth = 2.0 * static_cast<double>(from.num_bytes()) / best_seconds(stream, 5, [&] {
-                           run(stream, Copy{from, to});
-                         });
+  peaks.copy_bandwidth = copy_bandwidth(stream);
   const bool cpu = stream.device().is_cpu();
   peaks.flops_f32 = cpu ? cpu::measure_flops_f32(stream) : device_flops(stream, DType::f32);
   peaks.flops_bf16 = cpu ? cpu::measure_flops_bf16(stream) : device_flops(stream, DType::bf16);

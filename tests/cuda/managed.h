@@ -11,7 +11,8 @@ namespace transxssm::cuda {
 template <class T>
 class Managed {
  public:
-  explicit Managed(int count) {
+  template <class Count>
+  explicit Managed(Count count) {
     void* memory = nullptr;
     if (cudaMallocManaged(&memory, static_cast<size_t>(count) * sizeof(T), cudaMemAttachGlobal) !=
         cudaSuccess)

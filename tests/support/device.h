@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,8 @@ struct TestDevice {
   Device device;
   std::vector<DType> dtypes = {DType::f64, DType::f32, DType::bf16};
   int64_t row_bytes = 1;  // rows of the last dim start at multiples of this many bytes
+  // Zeroed memory that host and device both see; null: the host's.
+  std::shared_ptr<void> (*allocate)(int64_t bytes) = nullptr;
 };
 inline TestDevice& test_device() {
   static TestDevice device;

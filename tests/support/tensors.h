@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -87,8 +88,13 @@ class OwnedTensor {
       shape[last] = (shape[last] + multiple - 1) / multiple * multiple;
     }
     bytes_ = shape.num_elements() * dtype_bytes(dtype);
-    arena_ = Arena(std::max(bytes_, kAlignment));
-    whole_ = arena_.carver().take(dtype, shape);
+    if (const auto allocate = test_device().allocate) {
+      shared_ = allocate(std::max(bytes_, kAlignment));
+      whole_ = Tensor(shared_.get(), dtype, shape);
+    } else {
+      arena_ = Arena(std::max(bytes_, kAlignment));
+      whole_ = arena_.carver().take(dtype, shape);
+    }
     view_ = last >= 0 ? whole_.slice(last, 0, width) : whole_;
     if (last >= 0 && shape[last] != width) {
       std::memset(whole_.raw(), 0xff, static_cast<size_t>(bytes_));
@@ -110,6 +116,7 @@ class OwnedTensor {
 
  private:
   Arena arena_;
+  std::shared_ptr<void> shared_;  // in its place on a device
   Tensor whole_, view_;
   int64_t bytes_ = 0;
 };
