@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "runtime/cpu_features.h"
 #include "runtime/format.h"
 #include "parallel/local.h"
 #include "parallel/pipeline.h"
@@ -54,10 +53,10 @@ Recompute recompute_policy(const TrainConfig& config) {
 
 Precision precision_of(const TrainConfig& config, const Device& device) {
   const auto& p = config.precision();
-  const bool auto_bf16 = !device.is_cpu() || cpu_has_bf16();
-  const bool bf16 = p.compute() == "bf16" || (p.compute() == "auto" && auto_bf16);
+  const bool bf16 = p.compute() == "bf16" || (p.compute() == "auto" && !device.is_cpu());
   Precision precision = bf16 ? Precision::bf16() : Precision::f32();
   if (p.residual() == "f32") precision.residual = DType::f32;
+  precision.deterministic = p.deterministic();
   return precision;
 }
 

@@ -58,8 +58,13 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
                                                    .weight_decay = o.weight_decay(),
                                                    .clip_norm = o.clip_norm(),
                                                    .bucket_elements = config.parallel().bucket_elements()});
-  for (int64_t row = 0; row < batch().rows(); row += rows)
-    microbatches_.push_back(feed_.device().row_range(row, rows));
+}
+
+void Trainer::upload_microbatches() {
+  feed_.upload();
+  microbatches_.clear();
+  const int64_t rows = config_.parallel().microbatch_size();
+  for (int64_t row = 0; row < batch().rows(); row += rows) microbatches_.push_back(feed_.rows(row, rows));
 }
 
 int64_t Trainer::first_row() const {
@@ -81,7 +86,7 @@ StepResult Trainer::step() {
   if (result.valid_targets == 0)
     throw DataError("step {}: no token of the batch counts in the loss; documents of one token?",
                     steps_done_ + 1);
-  feed_.upload();
+  upload_microbatches();
   work_->begin_training(microbatches_, 1.0 / static_cast<double>(result.valid_targets));
 
   network_.parameters().zero_gradients(stream_);
@@ -124,7 +129,7 @@ std::string Trainer::not_finite_gradients() {
 }
 
 EvaluationSum Trainer::evaluate() {
-  feed_.upload();
+  upload_microbatches();
   work_->begin_evaluation(microbatches_);
   pipeline_.run_forward(*work_, static_cast<int>(microbatches_.size()));
   EvaluationSum sum;

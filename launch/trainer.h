@@ -61,6 +61,7 @@ class Trainer {
   const Pipeline& pipeline() const { return pipeline_; }
 
  private:
+  void upload_microbatches();
   int64_t count_valid_targets();
   std::string not_finite_gradients();
 

@@ -12,6 +12,7 @@ AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, co
     : store_(&store),
       rotary_(rotary),
       dtype_(precision.activation),
+      deterministic_(precision.deterministic),
       heads_(shard.heads.count),
       kv_heads_(shard.kv_heads.count),
       p_(config.head_dim()),
@@ -133,7 +134,8 @@ void AttentionMixer::backward_input(Stream& stream, const TokenContext& tokens, 
                                 .dq = d.q,
                                 .dk = d.k,
                                 .dv = d.v,
-                                .scale = scale_});
+                                .scale = scale_,
+                                .deterministic = deterministic_});
   rotate(stream, tokens, d_projected, true);
   projection().backward_input(stream, d_projected, dx);
 }

@@ -50,6 +50,7 @@ class AttentionMixer {
   const ParameterStore* store_;
   RotaryTable rotary_;
   DType dtype_;
+  bool deterministic_;
   int64_t heads_, kv_heads_, p_;
   double scale_;
   bool rope_;

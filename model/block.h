@@ -23,7 +23,7 @@ struct TokenContext {
   int64_t tokens = 0;  // T
   Tensor position;     // [BT] i32
   Tensor start;        // [B,T] u8: first token of a document
-  Tensor first_key;    // [B,T] i32: first token of the row each token may attend to; empty when decoding
+  Tensor first_key;    // [B,T] i32: first token of the row each token may attend to; empty: the row's first
   Tensor q_scale;      // [BT] factor of q (log-n), or empty
   Tensor c_scale;      // [B,T] factor of C (log-n, and the rotary factor of C and B), or empty
   const int64_t* cached = nullptr;  // [B] tokens of each row already in the caches (decoding)

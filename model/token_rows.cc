@@ -71,4 +71,13 @@ void TokenFeed::upload() {
   if (device_arena_.bytes() > 0) transfer(stream_, all_of(host_arena_), all_of(device_arena_));
 }
 
+TokenRows TokenFeed::rows(int64_t begin, int64_t count) const {
+  TokenRows found = device_.row_range(begin, count);
+  const Tensor keys = host_.first_key.slice(0, begin, count);
+  const int32_t* first = keys.data<int32_t>();
+  if (std::all_of(first, first + keys.num_elements(), [](int32_t key) { return key == 0; }))
+    found.first_key = {};
+  return found;
+}
+
 }  // namespace transxssm

@@ -34,7 +34,9 @@ class TokenFeed {
   const Batch& host() const { return host_.batch; }
   // Derives what depends on positions and queues one copy of everything.
   void upload();
-  const TokenRows& device() const { return device_; }
+  // Rows [begin, begin + count) where the network reads them. After upload(): without first_key where every
+  // row is one document, which lets attention take faster ways.
+  TokenRows rows(int64_t begin, int64_t count) const;
 
  private:
   Stream& stream_;

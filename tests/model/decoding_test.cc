@@ -141,7 +141,8 @@ TEST_P(Decoding, EqualsTheTrainingForward) {
     zero(batch.valid);
     batch.valid.at<uint8_t>({0, t}) = 1;
     feed.upload();
-    work.begin_evaluation({&feed.device(), 1});
+    const TokenRows rows = feed.rows(0, 1);
+    work.begin_evaluation({&rows, 1});
     work.forward(0, 0, {}, {});
     double sum = 0;
     const auto& row = logits[static_cast<size_t>(t)];

@@ -225,7 +225,8 @@ TEST_P(WholeModel, EqualsItsDefinition) {
   TrainingWork work(stream, network, kRows, kTokens, 1);
   const double scale = 1 / static_cast<double>(targets);
   network.parameters().zero_gradients(stream);
-  work.begin_training({&feed.device(), 1}, scale);
+  const TokenRows rows = feed.rows(0, kRows);
+  work.begin_training({&rows, 1}, scale);
   work.forward(0, 0, {}, {});
   work.backward_input(0, 0, {}, {});
   work.backward_weight(0, 0);
