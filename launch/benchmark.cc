@@ -1,6 +1,7 @@
 #include "launch/benchmark.h"
 
 #include <fmt/format.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <chrono>
@@ -198,7 +199,10 @@ double run_peer(const std::string& command) {
   char buffer[4096];
   while (const size_t n = std::fread(buffer, 1, sizeof(buffer), pipe)) output.append(buffer, n);
   const int status = pclose(pipe);
-  if (status != 0) throw UsageError("--against: {} ended with status {}", command, status);
+  if (status != 0)
+    throw UsageError("--against: {} ended with {}", command,
+                     WIFEXITED(status) ? fmt::format("exit code {}", WEXITSTATUS(status))
+                                       : fmt::format("signal {}", WTERMSIG(status)));
   std::optional<double> speed;
   for (size_t begin = 0; begin < output.size();) {
     const size_t end = std::min(output.find('\n', begin), output.size());

@@ -47,6 +47,8 @@ class OperationTimer {
   Tensor ids(const Shape& shape, int64_t below) { return operands_.ids(shape, below); }
   template <class MakeArgs>
   void time(const std::string& name, MakeArgs&& make_args);
+  template <class Call>
+  void time_calls(const std::string& name, const OperationCost& least, Call&& call);
 
   void products(const std::string& name, int64_t out, int64_t in);
   void norms();
@@ -66,16 +68,21 @@ class OperationTimer {
   std::vector<Timing> timings_;
 };
 
-// The median of five batches of calls, each of some 50 ms; on a device by its own clock.
 template <class MakeArgs>
 void OperationTimer::time(const std::string& name, MakeArgs&& make_args) {
   if (name.find(filter_) == std::string::npos) return;
   operands_.clear();
   const auto args = make_args();
+  time_calls(name, cost(args), [&] { run(stream_, args); });
+}
+
+// The median of five batches of calls, each of some 50 ms; on a device by its own clock.
+template <class Call>
+void OperationTimer::time_calls(const std::string& name, const OperationCost& least, Call&& call) {
   const auto batch = [&](int64_t calls) {
     const auto begin = std::chrono::steady_clock::now();
     const auto first = stream_.queue() ? stream_.queue()->mark() : nullptr;
-    for (int64_t i = 0; i < calls; ++i) run(stream_, args);
+    for (int64_t i = 0; i < calls; ++i) call();
     if (first) return stream_.queue()->mark()->seconds_since(*first);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
@@ -85,7 +92,7 @@ void OperationTimer::time(const std::string& name, MakeArgs&& make_args) {
   std::vector<double> seconds;
   for (int i = 0; i < 5; ++i) seconds.push_back(batch(calls) / static_cast<double>(calls));
   std::sort(seconds.begin(), seconds.end());
-  timings_.push_back({name, cost(args), seconds[seconds.size() / 2]});
+  timings_.push_back({name, least, seconds[seconds.size() / 2]});
 }
 
 // y = x W^T, dx = dy W, dW += dy^T x
@@ -240,6 +247,13 @@ void OperationTimer::mamba() {
   }
   if (!m_.ssd_gate) return;
   const int64_t width = inner / m_.groups();
+  time("gated norm squares", [&] {
+    return GatedNormSquares{.x = act(x), .z = act(x), .squares = f32({bt_, m_.groups()})};
+  });
+  time("gated norm dots", [&] {
+    return GatedNormDots{
+        .x = act(x), .z = act(x), .weight = f32({inner}), .dy = act(x), .dots = f32({bt_, m_.groups()})};
+  });
   time("gated norm forward", [&] {
     return GatedNormForward{.x = act(x),
                             .z = act(x),
@@ -289,6 +303,15 @@ void OperationTimer::optimizer() {
     args.learning_rate = 1e-6;
     return args;
   });
+  // Of all gradients, once a step.
+  const auto reduce = [&](const std::string& name, auto&& call) {
+    if (name.find(filter_) == std::string::npos) return;
+    operands_.clear();
+    const Tensor x = f32({kElements});
+    time_calls(name, {static_cast<double>(x.num_bytes())}, [&] { call(x); });
+  };
+  reduce("sum of squares", [&](const Tensor& x) { sum_of_squares(stream_, x); });
+  reduce("count not finite", [&](const Tensor& x) { count_not_finite(stream_, x); });
 }
 
 std::vector<Timing> OperationTimer::run_all() {

@@ -21,7 +21,7 @@ packages=(
   zlib1g-dev libzstd-dev                                    # compressed text
   libspdlog-dev libfmt-dev                                  # log
   libboost-dev libboost-context-dev                         # oracles in tests; fibers of the emulated GPU
-  libgtest-dev libgmock-dev libbenchmark-dev                # tests, benchmarks
+  libgtest-dev libgmock-dev                                 # tests
 )
 format_check=(clang-format)
 

@@ -77,7 +77,7 @@ std::vector<TraceEvent> Trace::take() {
 
 Span::Span(Activity activity, const char* name, Stream* stream)
     : outer_(account.current),
-      activity_(activity),
+      activity_(activity == Activity::compute && outer_ != Activity::other ? outer_ : activity),
       name_(name),
       stream_(stream),
       kept_(installed != nullptr) {

@@ -52,8 +52,6 @@ int bench_train(const Arguments& arguments, Worker& worker) {
 }
 
 int bench_kernels(const Arguments& arguments, Worker& worker) {
-  if (worker.size() > 1)
-    throw UsageError("bench kernels runs on one rank, but the job has {}", worker.size());
   Stream stream = make_stream(arguments, worker);
   benchmark_operations(shape_of(arguments), arguments.text("--filter"), arguments.text("--json"), stream);
   return 0;

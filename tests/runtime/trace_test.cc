@@ -31,6 +31,20 @@ TEST(Trace, AnInnerSpanTakesItsTimeFromTheOuter) {
   EXPECT_LT(take_activity_seconds().total(), 0.01) << "each call begins anew";
 }
 
+TEST(Trace, OperationsOfAnotherActivityCountAsThat) {
+  take_activity_seconds();
+  Trace trace;
+  {
+    const Span outer(Activity::optimizer, "optimizer");
+    const Span inner(Activity::compute, "AdamW");
+    std::this_thread::sleep_for(20ms);
+  }
+  const ActivitySeconds s = take_activity_seconds();
+  EXPECT_EQ(s[Activity::compute], 0);
+  EXPECT_GE(s[Activity::optimizer], 0.02);
+  EXPECT_EQ(trace.take().front().activity, Activity::optimizer);
+}
+
 TEST(Trace, KeepsSpansWhileItLives) {
   { const Span before(Activity::compute, "before"); }
   Trace trace;
