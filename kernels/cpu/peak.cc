@@ -24,7 +24,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 double multiply_add(int64_t rounds, float* sink) {
   const hn::ScalableTag<float> d;
   const auto a = hn::Set(d, 0.999f), b = hn::Set(d, 1e-3f);
-  auto s0 = b, s1 = b, s2 = b, s3 = b, s4 = b, s5 = b, s6 = b, s7 = b, s8 = b, s9 = b, s10 = b, s11 = b;
+  // They begin apart, or the compiler would see that all are the same.
+  const auto begin = [&](int k) HWY_ATTR { return hn::Set(d, static_cast<float>(k)); };
+  auto s0 = begin(0), s1 = begin(1), s2 = begin(2), s3 = begin(3), s4 = begin(4), s5 = begin(5);
+  auto s6 = begin(6), s7 = begin(7), s8 = begin(8), s9 = begin(9), s10 = begin(10), s11 = begin(11);
   for (int64_t i = 0; i < rounds; ++i) {
     s0 = hn::MulAdd(s0, a, b), s1 = hn::MulAdd(s1, a, b), s2 = hn::MulAdd(s2, a, b);
     s3 = hn::MulAdd(s3, a, b), s4 = hn::MulAdd(s4, a, b), s5 = hn::MulAdd(s5, a, b);
@@ -50,7 +53,7 @@ namespace {
 #if defined(__x86_64__)
 __attribute__((target("avx512f,avx512bf16"))) double dot_products(int64_t rounds, float* sink) {
   __m512 sums[12];
-  for (__m512& s : sums) s = _mm512_setzero_ps();
+  for (int k = 0; k < 12; ++k) sums[k] = _mm512_set1_ps(static_cast<float>(k));
   const __m512 ones = _mm512_set1_ps(1.0f);
   const __m512bh a = _mm512_cvtne2ps_pbh(ones, ones);
   for (int64_t i = 0; i < rounds; ++i) {
