@@ -5,13 +5,15 @@ set -euo pipefail
 
 usage() {
   cat <<'EOF_USAGE'
-Usage: launch/bundle.sh [--build DIR] [--add FILE]... [-o FILE]
+Usage: launch/bundle.sh [--build DIR] [--gpu-tests] [--add FILE]... [-o FILE]
   --build DIR  where transxssm was built (build-cuda, else build)
-  --add FILE   another program or file to pack, such as build-cuda/test_kernels; repeatable
+  --gpu-tests  also tests/gpu.sh, the test programs it runs, and a text to train on from the package dict-gcide
+  --add FILE   another program or file to pack; repeatable
   -o FILE      the bundle (transxssm-bundle.tar.zst); .tar.xz and .tar.gz are packed as their names say
 On the other machine:
   tar -xf transxssm-bundle.tar.zst && transxssm-bundle/run --version
   transxssm-bundle/run mpirun -n 2 transxssm selfcheck
+  transxssm-bundle/gpu.sh --out report
 EOF_USAGE
 }
 fail() { echo "bundle.sh: $1" >&2; exit "${2:-1}"; }
@@ -20,9 +22,11 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=
 out=transxssm-bundle.tar.zst
 added=()
+gpu_tests=false
 while [ $# -gt 0 ]; do
   case $1 in
     --build) build=${2-}; shift 2 || fail "--build needs a directory" 2 ;;
+    --gpu-tests) gpu_tests=true; shift ;;
     --add) added+=("${2-}"); shift 2 || fail "--add needs a file" 2 ;;
     -o) out=${2-}; shift 2 || fail "-o needs a file" 2 ;;
     --help | -h) usage; exit 0 ;;
@@ -34,6 +38,13 @@ if [ -z "$build" ]; then
   [ -x "$build/transxssm" ] || build=$root/build
 fi
 [ -x "$build/transxssm" ] || fail "$build/transxssm is not built; run: cmake --preset cuda && cmake --build --preset cuda"
+if $gpu_tests; then
+  for program in test_cuda_gpu test_kernels_gpu test_nccl_gpu test_training_gpu; do
+    [ -x "$build/$program" ] || fail "$build/$program is not built: --gpu-tests needs a build of the preset cuda"
+    added+=("$build/$program")
+  done
+  added+=("$root/tests/gpu.sh")
+fi
 for file in ${added[@]+"${added[@]}"}; do [ -f "$file" ] || fail "--add $file: there is no such file" 2; done
 case $out in
   *.tar.zst) packer="zstd -q -19 -T0" ;;
@@ -68,6 +79,11 @@ for file in ${added[@]+"${added[@]}"}; do
   if [ "$(head -c 4 "$file" | tail -c 3)" = ELF ]; then cp "$file" "$bundle/programs/"; else files+=("$file"); fi
 done
 [ ${#files[@]} = 0 ] || cp -t "$bundle" "${files[@]}"
+# Enough for the 200 steps of gpu.sh.
+if $gpu_tests && [ -f /usr/share/dictd/gcide.dict.dz ]; then
+  mkdir "$bundle/text"
+  { zcat </usr/share/dictd/gcide.dict.dz || true; } 2>/dev/null | head -c 6000000 | tr -cd '\11\12\40-\176' >"$bundle/text/gcide.txt"
+fi
 for plugin in "$plugins"/*.so; do
   case ${plugin##*/} in *ucx* | *ofi* | *psm* | *openib* | *usnic* | *portals* | *verbs* | *monitoring*) continue ;; esac
   cp "$plugin" "$bundle/openmpi/plugins/"

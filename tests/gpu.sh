@@ -54,6 +54,14 @@ out=$(cd "$out" && pwd)
 golden=${golden:+$(cd "$golden" && pwd)}
 report=$out/report.md
 
+# NCCL and cuDNN are often there as the packages of a Python framework alone. The peer keeps its own search path.
+library_path=${LD_LIBRARY_PATH-}
+while read -r packages; do
+  for folder in "$packages"/*/lib; do
+    [ ! -d "$folder" ] || export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder"
+  done
+done < <(python3 -c 'import nvidia; print(*nvidia.__path__, sep="\n")' 2>/dev/null)
+
 # Several ranks on whatever this machine has.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
 export OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none
@@ -67,6 +75,7 @@ if $emulated; then
   tiny='preset: "tiny" vocab_size: 512 num_layers: 2 layer_pattern: "SA" d_ff: 128 d_model: 128 num_heads: 2'
   rows=2 tokens=64 curve_steps=3 vocabulary=512
   kernel_shapes=("tiny 1 64 norm") train_shapes=("tiny 1 64")
+  : "${peer:=echo '{\"tokens_per_s\": {seq}}'}"
   train_options=(--steps 1 --set model.num_layers=2 --set model.layer_pattern=SA --set model.vocab_size=512)
 else
   program=transxssm
@@ -242,7 +251,8 @@ for shape in "${train_shapes[@]}"; do
   if [ -n "$peer" ] && [[ $preset != llama* ]]; then
     command=${peer//'{preset}'/${preset#transxssm-}}
     command=${command//'{batch}'/$batch}
-    against=(--against "${command//'{seq}'/$seq}")
+    command=${command//'{seq}'/$seq}
+    against=(--against "LD_LIBRARY_PATH='$library_path'; export LD_LIBRARY_PATH; $command")
     budget=900
   fi
   run train "train-$preset-$seq" $budget $program bench train --preset "$preset" --batch "$batch" --seq "$seq" --dtype bf16 --device cuda \

@@ -30,4 +30,8 @@ env -i PATH="$work/bin" HOME="$work" "$bundle/run" mpirun -n 2 transxssm --versi
   fail "with its own C library"
 if "$1"/launch/bundle.sh --build "$2" -o "$work/bundle.zip" 2>"$work/error"; then fail "a name that it cannot pack"; fi
 grep -q 'must end in' "$work/error" || fail "no reason for refusing a name"
+if [ ! -x "$2/test_kernels_gpu" ]; then
+  if "$1"/launch/bundle.sh --build "$2" --gpu-tests -o "$work/gpu.tar.gz" 2>"$work/error"; then fail "GPU tests that are not built"; fi
+  grep -q 'preset cuda' "$work/error" || fail "no reason for refusing GPU tests"
+fi
 echo "bundle_test: passed"
