@@ -28,15 +28,21 @@ struct Precision {
   using Real = Arithmetic<Storage>;  // everything else
 };
 
-// Calls fn(Precision) for activations of this dtype: bf16 operands where the processor multiplies them.
+// Calls fn(Precision) for activations of this dtype, products not rounded before they are summed up.
 template <class Fn>
-void with_precision(DType dtype, Fn&& fn) {
+void with_wide_operands(DType dtype, Fn&& fn) {
   if (dtype == DType::f32) return fn(Precision<float, float>{});
   if (dtype == DType::f64) return fn(Precision<double, double>{});
-  if constexpr (HWY_TARGET <= HWY_AVX3) {
-    if (cpu_has_bf16()) return fn(Precision<BFloat16, BFloat16>{});
-  }
   fn(Precision<BFloat16, float>{});
+}
+
+// The same with bf16 operands where the processor multiplies them.
+template <class Fn>
+void with_precision(DType dtype, Fn&& fn) {
+  if constexpr (HWY_TARGET <= HWY_AVX3) {
+    if (dtype == DType::bf16 && cpu_has_bf16()) return fn(Precision<BFloat16, BFloat16>{});
+  }
+  with_wide_operands(dtype, fn);
 }
 
 // Elements of an operand that a step along the depth takes.

@@ -244,7 +244,9 @@ void forward(Stream& stream, const SsdForward& args) {
 }
 
 void forward_any(Stream& stream, const SsdForward& args) {
-  with_precision(args.in.x.dtype(), [&](auto precision) { forward<decltype(precision)>(stream, args); });
+  // Scores and states rounded to bf16 here would nearly double the error of a whole model's logits and
+  // gradients.
+  with_wide_operands(args.in.x.dtype(), [&](auto precision) { forward<decltype(precision)>(stream, args); });
 }
 
 }  // namespace transxssm::cpu::HWY_NAMESPACE
