@@ -1,5 +1,6 @@
 #include "model/network.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "parallel/local.h"
@@ -19,13 +20,22 @@ Network::Network(const ModelConfig& config, const Shard& shard, const StageCut& 
   }
   const bool split_tie = config.tie_embeddings && cut.has_embedding != cut.has_head;
   if (cut.has_embedding) embedding_.emplace(config, shard, store_, boundary, split_tie);
-  for (int i = 0; i < cut.num_layers; ++i)
+  for (int i = 0; i < cut.num_layers; ++i) {
+    first_parameter_.push_back(store_.all().size());
     layers_.push_back(
         make_layer(config, shard, precision, cut.first_layer + i, store_, tables_, boundary, *group_sharers));
+  }
   if (cut.has_head) {
     const bool tied_here = config.tie_embeddings && cut.has_embedding;
     head_.emplace(config, shard, precision, store_, boundary, tp, tied_here ? embedding_->parameter() : -1);
   }
+}
+
+int64_t Network::first_matrix(size_t i) const {
+  int64_t first = store_.flat_gradient().num_elements();
+  for (size_t p = first_parameter_[i]; p < store_.all().size(); ++p)
+    if (store_.all()[p].spec.decays()) first = std::min(first, store_.all()[p].offset);
+  return first;
 }
 
 void Network::make_tables(int64_t positions, Stream* stream) {

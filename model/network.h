@@ -40,6 +40,8 @@ class Network {
   const Embedding* embedding() const { return embedding_ ? &*embedding_ : nullptr; }
   const Head* head() const { return head_ ? &*head_ : nullptr; }
   const std::vector<std::unique_ptr<Block>>& layers() const { return layers_; }
+  // First element, in the flat arrays, of the matrices that layer `i` of this stage and all after it declare.
+  int64_t first_matrix(size_t i) const;
   int64_t positions() const { return tables_.positions.cos.size(0); }
   int64_t table_bytes() const { return table_arena_.bytes(); }
 
@@ -55,6 +57,7 @@ class Network {
   LayerTables tables_;
   std::optional<Embedding> embedding_;
   std::vector<std::unique_ptr<Block>> layers_;
+  std::vector<size_t> first_parameter_;  // of each layer, in the order of declaration
   std::optional<Head> head_;
 };
 

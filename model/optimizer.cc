@@ -62,7 +62,7 @@ Optimizer::Optimizer(Stream& stream, ParameterStore& store, Mesh& mesh, const Op
       reducer_(make_reducer(store, mesh, options.bucket_elements)) {}
 
 void Optimizer::reduce_gradients() {
-  reducer_.reduce_all();
+  reducer_.finish();
   for (const Parameter& p : store_.all())
     if (p.spec.tied_pair) mesh_.embedding_pair().all_reduce(p.gradient);
 }

@@ -22,7 +22,10 @@ class Optimizer {
   // The store is allocated with its optimizer state; all must outlive this.
   Optimizer(Stream& stream, ParameterStore& store, Mesh& mesh, const OptimizerOptions& options);
 
-  // Sums gradients over tp copies, dp, and the two ends of a tied embedding. Collective.
+  // Gradients from this element of the flat array on are complete on this rank (GradientReducer::complete).
+  void gradients_complete(int64_t first) { reducer_.complete(first); }
+  // All are: finishes their sums over tp copies and dp, then sums the two ends of a tied embedding.
+  // Collective.
   void reduce_gradients();
   // Norm of all logical parameters' gradients, each once. Collective; the same bits on every rank.
   double gradient_norm();

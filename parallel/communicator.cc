@@ -58,26 +58,32 @@ Request& Request::operator=(Request&& other) noexcept {
   cancel();
   communicator_ = other.communicator_;
   transfer_ = std::exchange(other.transfer_, nullptr);
-  is_send_ = other.is_send_;
+  kind_ = other.kind_;
   peer_ = other.peer_;
   sequence_ = other.sequence_;
+  summand_ = std::exchange(other.summand_, {});
   return *this;
 }
 
 void Request::cancel() {
   if (transfer_ != nullptr) std::exchange(transfer_, nullptr)->release();
+  summand_ = {};
 }
 
 void Request::wait() {
+  if (summand_) return communicator_->all_reduce(std::exchange(summand_, {}));
   if (transfer_ == nullptr) return;
-  const Span span(is_send_ ? Activity::communication : Activity::bubble, is_send_ ? "send" : "receive");
+  const char* const operation = kind_ == Kind::send      ? "send"
+                                : kind_ == Kind::receive ? "receive"
+                                                         : "all_reduce";
+  const Span span(kind_ == Kind::receive ? Activity::bubble : Activity::communication, operation);
   Communicator::Pending pending{std::exchange(transfer_, nullptr), peer_};
-  communicator_->wait_for({&pending, 1}, is_send_ ? "send" : "receive", sequence_);
+  communicator_->wait_for({&pending, 1}, operation, sequence_);
 }
 
 bool Request::test() {
   if (transfer_ != nullptr && transfer_->test()) cancel();
-  return transfer_ == nullptr;
+  return !pending();
 }
 
 Communicator::Communicator() : settings_(std::make_shared<Settings>()) {}
@@ -153,7 +159,7 @@ Request Communicator::send(const Tensor& tensor, int destination) {
   Transfer* transfer =
       on_device(tensor) ? device_->start_send(tensor, destination)
                         : start_send(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), destination);
-  return Request(*this, transfer, true, destination, num_sends_++);
+  return Request(*this, transfer, Request::Kind::send, destination, num_sends_++);
 }
 
 Request Communicator::receive(const Tensor& tensor, int source) {
@@ -163,7 +169,7 @@ Request Communicator::receive(const Tensor& tensor, int source) {
   Transfer* transfer = on_device(tensor)
                            ? device_->start_receive(tensor, source)
                            : start_receive(Channel::point_to_point, tensor.raw(), tensor.num_bytes(), source);
-  return Request(*this, transfer, false, source, num_receives_++);
+  return Request(*this, transfer, Request::Kind::receive, source, num_receives_++);
 }
 
 void Communicator::count_sent(int64_t bytes) {
@@ -274,6 +280,15 @@ void Communicator::all_reduce(const Tensor& x, ReduceOp op) {
   with_elements(x, "all_reduce", [&](auto* data) {
     reduce_pieces(data, x.num_elements(), data + x.num_elements() * rank() / size(), data, op);
   });
+}
+
+Request Communicator::start_all_reduce(const Tensor& x) {
+  TRANSXSSM_CHECK(x.is_contiguous(), "all_reduce on '{}'", name_);
+  if (size() == 1) return {};
+  if (!on_device(x)) return Request(*this, x);
+  const Span span(Activity::communication, "start of all_reduce");
+  Transfer* transfer = device_->start_all_reduce(x);
+  return Request(*this, transfer, Request::Kind::all_reduce, rank() == 0 ? 1 : 0, num_collectives_ - 1);
 }
 
 void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op) {

@@ -51,32 +51,34 @@ class Transfer {
   virtual void release() = 0;
 };
 
-// A pending send or receive; the tensor must stay alive and untouched until wait(). A request that is
+// A pending send, receive or sum; the tensor must stay alive and untouched until wait(). A request that is
 // destroyed before its wait() is cancelled. Must not outlive its communicator.
 class Request {
  public:
+  enum class Kind : uint8_t { send, receive, all_reduce };
+
   Request() = default;
-  Request(Communicator& communicator, Transfer* transfer, bool is_send, int peer, int64_t sequence)
-      : communicator_(&communicator),
-        transfer_(transfer),
-        is_send_(is_send),
-        peer_(peer),
-        sequence_(sequence) {}
+  Request(Communicator& communicator, Transfer* transfer, Kind kind, int peer, int64_t sequence)
+      : communicator_(&communicator), transfer_(transfer), kind_(kind), peer_(peer), sequence_(sequence) {}
+  // A sum that wait() forms.
+  Request(Communicator& communicator, const Tensor& summand)
+      : communicator_(&communicator), kind_(Kind::all_reduce), summand_(summand) {}
   Request(Request&& other) noexcept { *this = std::move(other); }
   Request& operator=(Request&& other) noexcept;
   ~Request() { cancel(); }
   void wait();  // nothing to do where nothing is pending
   bool test();  // true where nothing is pending any more; never waits
-  bool pending() const { return transfer_ != nullptr; }
+  bool pending() const { return transfer_ != nullptr || summand_; }
 
  private:
   void cancel();
 
   Communicator* communicator_ = nullptr;
   Transfer* transfer_ = nullptr;
-  bool is_send_ = false;
+  Kind kind_ = Kind::send;
   int peer_ = 0;
   int64_t sequence_ = 0;
+  Tensor summand_;
 };
 
 // What this rank sent through one communicator so far: the payload of collectives and point-to-point
@@ -108,6 +110,10 @@ class Communicator {
   // rounded once). A maximum keeps NaN. All
   // ranks together send 2 (size - 1) x bytes of x.
   void all_reduce(const Tensor& x, ReduceOp op = ReduceOp::sum);
+  // all_reduce(x) that is done after wait(): the same sums and bytes. On a device it runs beside what the
+  // rank's stream is given until then, where its transport can; wait() holds up the stream, not the host. On
+  // the host, where nobody else would do the work, wait() does it. Ranks start and wait in one order.
+  Request start_all_reduce(const Tensor& x);
   // `output` is piece rank() of the reduction of `input`, which holds size() equal pieces. `output` may be
   // that piece of `input`. A rank sends (size - 1) / size of the input.
   void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op = ReduceOp::sum);

@@ -41,9 +41,14 @@ class DeviceTransport {
   // The transport of a group that was split from this communicator. Collective over the group.
   virtual std::unique_ptr<DeviceTransport> make_group(Communicator& group) = 0;
 
-  // As the methods of Communicator, which checks their arguments. Tensors are not empty; all_reduce and
-  // broadcast are called on groups of more than one rank only.
+  // As the methods of Communicator, which checks their arguments. Tensors are not empty; all_reduce,
+  // start_all_reduce and broadcast are called on groups of more than one rank only.
   virtual void all_reduce(const Tensor& x, ReduceOp op) = 0;
+  // A sum under way beside the stream, which joins it; null where it is formed at once.
+  virtual Transfer* start_all_reduce(const Tensor& x) {
+    all_reduce(x, ReduceOp::sum);
+    return nullptr;
+  }
   virtual void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op) = 0;
   virtual void all_gather(const Tensor& input, const Tensor& output) = 0;
   virtual void broadcast(const Tensor& x, int root) = 0;

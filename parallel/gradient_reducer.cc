@@ -35,29 +35,36 @@ GradientReducer::GradientReducer(Communicator& dp, const Tensor& gradient, std::
         range.begin >= 0 && range.count >= 0 && range.begin + range.count <= gradient_.num_elements(),
         "bucket [{}, +{}) of {} elements", range.begin, range.count, gradient_.num_elements());
   }
+  started_.reserve(buckets_.size());
 }
 
 void GradientReducer::add_shared(const FlatRange& range, Communicator& sharers) {
   TRANSXSSM_CHECK(
       range.begin >= 0 && range.count >= 0 && range.begin + range.count <= gradient_.num_elements(),
       "range [{}, +{}) of {} elements", range.begin, range.count, gradient_.num_elements());
-  shared_.push_back({range, &sharers});
+  const auto place = std::find_if(shared_.begin(), shared_.end(),
+                                  [&](const Shared& other) { return other.range.begin < range.begin; });
+  shared_.insert(place, {range, &sharers});
 }
 
-void GradientReducer::reduce_shared() {
-  for (const Shared& shared : shared_) {
+// Sums over copies come as soon as they can, not with their bucket: buckets differ where tensor parallel
+// ranks hold parts of different sizes, and the sharers must meet at the same point of the backward pass.
+void GradientReducer::complete(int64_t first) {
+  for (; shares_summed_ < shared_.size() && shared_[shares_summed_].range.begin >= first; ++shares_summed_) {
+    const Shared& shared = shared_[shares_summed_];
     shared.sharers->all_reduce(gradient_.slice(0, shared.range.begin, shared.range.count));
+  }
+  while (started_.size() < buckets_.size() && buckets_[started_.size()].begin >= first) {
+    const FlatRange& range = buckets_[started_.size()];
+    started_.push_back(dp_.start_all_reduce(gradient_.slice(0, range.begin, range.count)));
   }
 }
 
-void GradientReducer::reduce(int bucket) {
-  const FlatRange& range = buckets_[static_cast<size_t>(bucket)];
-  dp_.all_reduce(gradient_.slice(0, range.begin, range.count));
-}
-
-void GradientReducer::reduce_all() {
-  reduce_shared();
-  for (int i = 0; i < num_buckets(); ++i) reduce(i);
+void GradientReducer::finish() {
+  complete(0);
+  for (Request& request : started_) request.wait();
+  started_.clear();
+  shares_summed_ = 0;
 }
 
 }  // namespace transxssm

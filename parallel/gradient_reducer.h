@@ -1,6 +1,6 @@
 // Sums gradients over data parallel ranks in buckets, and those of replicated parameters over the tensor
 // parallel ranks that hold copies. Always sums, never averages: the loss is scaled once, by the step's number
-// of targets.
+// of targets. On a device a bucket's sum runs beside the rest of the backward pass.
 #pragma once
 
 #include <cstdint>
@@ -33,15 +33,21 @@ class GradientReducer {
   GradientReducer(Communicator& dp, const Tensor& gradient, std::vector<FlatRange> buckets);
 
   // These elements belong to a parameter with copies on the ranks of `sharers`: summed over them once a step,
-  // before the sum over dp. All sharers must add their ranges in one order.
+  // before the sum over dp. Sharers' ranges lie in one order, and in one step of the backward pass become
+  // complete together; their buckets may differ.
   void add_shared(const FlatRange& range, Communicator& sharers);
 
   int num_buckets() const { return static_cast<int>(buckets_.size()); }
   const FlatRange& bucket(int i) const { return buckets_[static_cast<size_t>(i)]; }
 
-  void reduce_shared();     // over the copies
-  void reduce(int bucket);  // over dp
-  void reduce_all();        // both, buckets in order
+  // In the backward pass of a step's last microbatch: this rank's gradients from element `first` on are what
+  // they will be. `first` falls, in the same steps on all ranks of dp. Sums them over their copies and starts
+  // the sums over dp of the buckets that are whole.
+  void complete(int64_t first);
+  // All are: starts the other sums and waits for every one. Ends the step.
+  void finish();
+  // Buckets of this step whose sums over dp have been started.
+  int num_started() const { return static_cast<int>(started_.size()); }
 
  private:
   struct Shared {
@@ -51,7 +57,9 @@ class GradientReducer {
   Communicator& dp_;
   Tensor gradient_;
   std::vector<FlatRange> buckets_;
-  std::vector<Shared> shared_;
+  std::vector<Shared> shared_;    // from the last to the first
+  size_t shares_summed_ = 0;      // in this step
+  std::vector<Request> started_;  // of the first buckets
 };
 
 }  // namespace transxssm

@@ -74,13 +74,13 @@ class NcclTransport final : public DeviceTransport {
   // NCCL's maximum forgets NaNs; maxima are rare and small, so they take the way that keeps them.
   void all_reduce(const Tensor& x, ReduceOp op) override {
     if (op == ReduceOp::max) return staged_->all_reduce(x, op);
-    const ncclDataType_t type = summed_type(x, "all_reduce");
-    const int64_t n = communicator_.size(), r = communicator_.rank(), count = x.num_elements();
-    const int64_t own = (count * (r + 1) / n - count * r / n) * dtype_bytes(x.dtype());
-    begin_collective("all_reduce", x.num_bytes(), 0, x.num_bytes() - own + (n - 1) * own);
-    collect("all_reduce", [&](ncclComm_t comm, cudaStream_t queue) {
-      return ncclAllReduce(x.raw(), x.raw(), count_of(x), type, ncclSum, comm, queue);
-    });
+    queue_sum(x);
+    stream_.queue()->wait_for(*queue_);
+  }
+
+  Transfer* start_all_reduce(const Tensor& x) override {
+    queue_sum(x);
+    return take();
   }
 
   void reduce_scatter(const Tensor& input, const Tensor& output, ReduceOp op) override {
@@ -127,7 +127,7 @@ class NcclTransport final : public DeviceTransport {
   void check() override { watchdog_->check(); }
 
  private:
-  // A message on its way: the stream waits for it, the host never does.
+  // A message or a sum on its way: the stream waits for it, the host never does.
   class Message final : public Transfer {
    public:
     explicit Message(NcclTransport& owner) : owner_(owner) {}
@@ -173,6 +173,16 @@ class NcclTransport final : public DeviceTransport {
   void collect(const char* operation, Start&& start) {
     queue_up(operation, start);
     stream_.queue()->wait_for(*queue_);
+  }
+
+  void queue_sum(const Tensor& x) {
+    const ncclDataType_t type = summed_type(x, "all_reduce");
+    const int64_t n = communicator_.size(), r = communicator_.rank(), count = x.num_elements();
+    const int64_t own = (count * (r + 1) / n - count * r / n) * dtype_bytes(x.dtype());
+    begin_collective("all_reduce", x.num_bytes(), 0, x.num_bytes() - own + (n - 1) * own);
+    queue_up("all_reduce", [&](ncclComm_t comm, cudaStream_t queue) {
+      return ncclAllReduce(x.raw(), x.raw(), count_of(x), type, ncclSum, comm, queue);
+    });
   }
 
   // A group of one.

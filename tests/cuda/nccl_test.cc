@@ -10,6 +10,7 @@
 
 #include "parallel/cuda/register.h"
 #include "parallel/device_transport.h"
+#include "parallel/gradient_reducer.h"
 #include "parallel/local.h"
 #include "tests/parallel/communicator_suite.h"
 #include "tests/support/cuda/emulator.h"
@@ -73,6 +74,31 @@ INSTANTIATE_TEST_SUITE_P(
       return std::string(communicator_cases()[static_cast<size_t>(std::get<1>(instance.param))].name) + "_" +
              std::to_string(std::get<0>(instance.param));
     });
+
+// A whole bucket's sum is under way while the others' gradients are still formed.
+TEST(Nccl, BucketsAreSummedBesideTheBackwardPass) {
+  run_by_nccl(2, [](Communicator& world, Stream& stream) {
+    Arena memory(64, stream.device());
+    const Tensor gradient = memory.carver().take(DType::f32, {4});
+    std::vector<float> values{0, 0, 3, 4};
+    const Tensor host(values.data(), DType::f32, {4});
+    GradientReducer reducer(world, gradient, {{2, 2}, {0, 2}});
+    for (int step = 0; step < 2; ++step) {
+      values = {0, 0, 3, 4};
+      transfer(stream, host, gradient);
+      reducer.complete(2);
+      transfer(stream, gradient, host);
+      stream.synchronize();
+      EXPECT_EQ(values, (std::vector<float>{0, 0, 6, 8}));
+      values = {1, 2, 6, 8};
+      transfer(stream, host.slice(0, 0, 2), gradient.slice(0, 0, 2));
+      reducer.finish();
+      transfer(stream, gradient, host);
+      stream.synchronize();
+      EXPECT_EQ(values, (std::vector<float>{2, 4, 6, 8}));
+    }
+  });
+}
 
 // A rank that is lost: the others' wait ends, and the next call says what was under way.
 TEST(Nccl, FailureEndsWaitsAndIsNamed) {

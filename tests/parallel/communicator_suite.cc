@@ -115,6 +115,31 @@ void reduce_scatter_of(Communicator& world) {
   }
 }
 
+void sums_under_way(Communicator& world) {
+  const int64_t count = 3 * world.size() + 1;
+  std::vector<float> first = elements<float>(world.rank(), count), between = first;
+  std::vector<double> second = elements<double>(world.rank(), count);
+  const int64_t sent = world.traffic().bytes_sent;
+  {
+    const Placed a(first), b(second), c(between);
+    Request one = world.start_all_reduce(a), two = world.start_all_reduce(b);
+    world.all_reduce(c);
+    one.wait();
+    two.wait();
+    EXPECT_FALSE(one.pending() || two.pending());
+    one.wait();  // nothing is left to do
+  }
+  const int64_t all_sent = world.traffic().bytes_sent - sent;
+  expect_reduced<float>(first, 0, world.size(), ReduceOp::sum);
+  expect_reduced<double>(second, 0, world.size(), ReduceOp::sum);
+  EXPECT_EQ(between, first);
+  {
+    const Placed a(first), b(second), c(between);
+    for (const Tensor& x : {Tensor(a), Tensor(b), Tensor(c)}) world.all_reduce(x);
+  }
+  EXPECT_EQ(world.traffic().bytes_sent - sent, 2 * all_sent);  // as those that are not started early
+}
+
 void reduce_scatter(Communicator& world) {
   reduce_scatter_of<float>(world);
   reduce_scatter_of<double>(world);
@@ -322,6 +347,7 @@ constexpr CommunicatorCase kCases[] = {
     {"all_reduce", all_reduce},
     {"bf16_is_summed_in_f32", bf16_is_summed_in_f32, true},
     {"maximum_keeps_nan", maximum_keeps_nan},
+    {"sums_under_way", sums_under_way},
     {"reduce_scatter", reduce_scatter},
     {"all_gather", all_gather},
     {"broadcast", broadcast},
