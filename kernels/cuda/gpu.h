@@ -4,18 +4,24 @@
 //
 // From <gpu_instructions.h>, in namespace transxssm::cuda (T: any type of 4 or 8 bytes):
 //   T& shared_memory<T>()                 the block's dynamic shared memory, aligned to 128 bytes
-//   sync_block() sync_warp() sync_named(id, threads)   barriers of all threads; of a warp; bar.sync id 1..15
-//   T shuffle(v, lane) shuffle_xor(v, mask) shuffle_up(v, n) shuffle_down(v, n)        all 32 lanes take part
+//   sync_block() sync_warp()              barriers of all threads; of a warp
+//   sync_named(id, threads)               bar.sync id 1..15
+//   T shuffle(v, lane)                    all 32 lanes take part, as in
+//     shuffle_xor(v, mask) shuffle_up(v, n) shuffle_down(v, n)
 //   uint32_t ballot(bool)
-//   copy_async(shared, global) copy_async_or_zero(shared, global, valid)   16 bytes; zeros where not valid
-//   commit_copies() wait_copies<N>()      closes a group; waits until at most N groups of this thread are
-//   open mma_16x8x16(d, a, b)                  d += a b, bf16 operands, fp32 sums (mma.sync.m16n8k16.row.col)
-//   load_matrix_x4(r, row) load_matrix_x4_transposed(r, row)     ldmatrix: lane l gives row l % 8 of matrix l
-//   / 8 load_matrix_x2(r, row) load_matrix_x2_transposed(r, row)     rows of lanes 0 to 15 count fast_exp2(x)
-//   fast_log2(x) reciprocal_sqrt(x)                 the GPU's approximations uint4 load_16_bytes(p)
-//   store_16_bytes(p, v)                  aligned to 16 bytes add_to_counter(int32_t* global, int32_t)
-//   integer atomics: their order never matters
-// Each barrier, copy, commit and wait stands alone on its line: tests/cuda/barriers.py deletes them one by
+//   copy_async(shared, global)            16 bytes
+//   copy_async_or_zero(shared, global, valid)   zeros where not valid
+//   commit_copies()                       closes a group
+//   wait_copies<N>()                      waits until at most N groups of this thread are open
+//   mma_16x8x16(d, a, b)                  d += a b, bf16 operands, fp32 sums (mma.sync.m16n8k16.row.col)
+//   load_matrix_x4(r, row)                ldmatrix: lane l gives row l % 8 of matrix l / 8
+//     load_matrix_x4_transposed(r, row)
+//   load_matrix_x2(r, row)                rows of lanes 0 to 15 count
+//     load_matrix_x2_transposed(r, row)
+//   fast_exp2(x) fast_log2(x) reciprocal_sqrt(x)   the GPU's approximations
+//   uint4 load_16_bytes(p) store_16_bytes(p, v)    aligned to 16 bytes
+//   add_to_counter(int32_t* global, int32_t)       integer atomics: their order never matters
+// Each barrier, copy, commit and wait stands alone on its line: tests/cuda/barriers.py leaves them out one by
 // one.
 #pragma once
 
@@ -133,16 +139,14 @@ __device__ inline float warp_max(float value) {
 }
 
 // Sum over a one-dimensional block of whole warps, in every thread; the order is fixed. `scratch`: 32 floats
-// of shared memory, free for use again on return.
+// of shared memory, free for use again after the block's next barrier.
 __device__ inline float block_sum(float value, float* scratch) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   value = warp_sum(value);
   if (lane == 0) scratch[warp] = value;
   sync_block();
   const int warps = static_cast<int>(blockDim.x) / kWarp;
-  value = warp_sum(lane < warps ? scratch[lane] : 0.0f);
-  sync_block();
-  return value;
+  return warp_sum(lane < warps ? scratch[lane] : 0.0f);
 }
 
 }  // namespace transxssm::cuda

@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(1024) rmsnorm_backward(Backward<S, B> args) {
       store<N>(dys + i, dy);
     }
     const float mean = block_sum(product, scratch) / static_cast<float>(args.width);
+    sync_block();  // the next row's sum uses scratch again
     for (int64_t i = first; i < args.width; i += step) {
       float total[N], normal[N], weight[N];
       load<N>(dys + i, total);

@@ -275,6 +275,7 @@ __global__ void reduce(const float* in, float* sums, float* warp_sums, float* wa
   warp_sums[thread] = warp_sum(value);
   warp_maxima[thread] = warp_max(value);
   const float once = block_sum(value, shared.scratch);
+  sync_block();
   sums[thread] = once + block_sum(2 * value, shared.scratch);
 }
 
