@@ -39,12 +39,12 @@ void run(Stream& stream, const CrossEntropyLoss& args);
 
 // logits become d_logits = loss_scale * valid * (softmax - onehot), in place.
 struct CrossEntropyBackward {
-  Tensor logits;   // [T,V_local] in and out
-  Tensor targets;  // [T] i32
-  Tensor valid;    // [T] u8
-  Tensor max;      // [T] combined
-  Tensor sum;      // [T] combined
-  double loss_scale = 1;
+  Tensor logits;      // [T,V_local] in and out
+  Tensor targets;     // [T] i32
+  Tensor valid;       // [T] u8
+  Tensor max;         // [T] combined
+  Tensor sum;         // [T] combined
+  Tensor loss_scale;  // [1] f64: read where and when the operation runs, so that recorded work stays right
   int64_t first_id = 0;
 };
 void run(Stream& stream, const CrossEntropyBackward& args);

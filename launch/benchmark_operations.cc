@@ -289,7 +289,7 @@ void OperationTimer::head() {
                                 .valid = operands_.ones(n),
                                 .max = f32({n}),
                                 .sum = f32({n}),
-                                .loss_scale = 1.0 / static_cast<double>(n)};
+                                .loss_scale = operands_.scalar(1.0 / static_cast<double>(n))};
   });
 }
 

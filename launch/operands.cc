@@ -44,4 +44,8 @@ Tensor Operands::ones(int64_t count) {
   return upload(Tensor(values.data(), DType::u8, {count}));
 }
 
+Tensor Operands::scalar(double value) {
+  return upload(Tensor(&value, DType::f64, {1}));
+}
+
 }  // namespace transxssm

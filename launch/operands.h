@@ -14,6 +14,7 @@ class Operands {
   Tensor numbers(DType dtype, const Shape& shape);
   Tensor ids(const Shape& shape, int64_t below);  // i32 in [0, below)
   Tensor ones(int64_t count);                     // u8
+  Tensor scalar(double value);                    // [1] f64
   void clear() { arenas_.clear(); }               // frees all of them
 
  private:

@@ -7,6 +7,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "launch/config.h"
+#include "launch/step_graphs.h"
 #include "model/accounting.h"
 #include "model/optimizer.h"
 #include "model/training.h"
@@ -59,9 +60,12 @@ class Trainer {
   const Network& network() const { return network_; }
   TrainingWork& work() { return *work_; }
   const Pipeline& pipeline() const { return pipeline_; }
+  // Null where steps are not recorded.
+  const StepGraphs* graphs() const { return graphs_.get(); }
 
  private:
   void upload_microbatches();
+  void compute_gradients();
   int64_t count_valid_targets();
   std::string not_finite_gradients();
 
@@ -76,6 +80,7 @@ class Trainer {
   LearningRateSchedule learning_rate_;
   TokenFeed feed_;
   std::vector<TokenRows> microbatches_;
+  std::unique_ptr<StepGraphs> graphs_;
   int64_t steps_done_ = 0;
 };
 

@@ -13,10 +13,10 @@
 namespace transxssm {
 
 struct LossTargets {
-  Tensor target;          // [BT] i32
-  Tensor valid;           // [BT] u8
-  Tensor loss;            // [1] f64 +=
-  double loss_scale = 1;  // 1 / number of valid targets of the whole step
+  Tensor target;      // [BT] i32
+  Tensor valid;       // [BT] u8
+  Tensor loss;        // [1] f64 +=
+  Tensor loss_scale;  // [1] f64: 1 / number of valid targets of the whole step
 };
 
 class Head {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -26,6 +27,12 @@ class DeviceMark {
   virtual double seconds_since(const DeviceMark& earlier) const = 0;
 };
 
+// Work of a queue that was recorded, to be queued again as a whole. Bound to the memory it names.
+class DeviceGraph {
+ public:
+  virtual ~DeviceGraph() = default;
+};
+
 // Work that a device does in order, behind the host's back.
 class DeviceQueue {
  public:
@@ -39,6 +46,12 @@ class DeviceQueue {
   virtual void synchronize() = 0;
   // The end of what is queued by now.
   virtual std::unique_ptr<DeviceMark> mark() = 0;
+  // Calls `work` and records what it queues here in place of queueing it. A host that meanwhile waits for
+  // this queue, marks it, makes it wait for another, allocates or frees device memory, or copies from or to
+  // memory that is not pinned gets a DeviceError. Where `work` throws, the queue is as before.
+  virtual std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work) = 0;
+  // Queues what was recorded from a queue of the same device.
+  virtual void launch(const DeviceGraph& graph) = 0;
   // The backend's own handle (a cudaStream_t).
   virtual void* native() const = 0;
 };

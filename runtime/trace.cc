@@ -59,6 +59,10 @@ Trace::~Trace() {
   installed = nullptr;
 }
 
+bool Trace::active() {
+  return installed != nullptr;
+}
+
 std::vector<TraceEvent> Trace::take() {
   if (!on_device_.empty()) {
     const DeviceMark& origin = *on_device_.front().begin;

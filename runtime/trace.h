@@ -44,6 +44,8 @@ class Trace {
  public:
   Trace();
   ~Trace();
+  // This thread has one.
+  static bool active();
   Trace(const Trace&) = delete;
   Trace& operator=(const Trace&) = delete;
 

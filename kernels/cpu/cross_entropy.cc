@@ -62,6 +62,7 @@ void backward(const CrossEntropyBackward& args, int64_t begin, int64_t end) {
   const Rows<T> rows(args.logits);
   const int32_t* targets = args.targets.data<int32_t>();
   const uint8_t* valid = args.valid.data<uint8_t>();
+  const double loss_scale = *args.loss_scale.data<double>();
   for (int64_t t = begin; t < end; ++t) {
     T* row = rows[t];
     if (!valid[t]) {
@@ -69,7 +70,7 @@ void backward(const CrossEntropyBackward& args, int64_t begin, int64_t end) {
       continue;
     }
     const A max = args.max.data<A>()[t];
-    const A scale = static_cast<A>(args.loss_scale / static_cast<double>(args.sum.data<A>()[t]));
+    const A scale = static_cast<A>(loss_scale / static_cast<double>(args.sum.data<A>()[t]));
     const auto probability = [&](auto d, int64_t i) HWY_ATTR {
       return hn::Mul(hn::Exp(d, hn::Sub(load(d, row + i), hn::Set(d, max))), hn::Set(d, scale));
     };
@@ -77,7 +78,7 @@ void backward(const CrossEntropyBackward& args, int64_t begin, int64_t end) {
     const hn::CappedTag<A, 1> one;
     const int64_t target = targets[t] - args.first_id;
     const bool here = target >= 0 && target < width;
-    const A rest = here ? hn::GetLane(probability(one, target)) - static_cast<A>(args.loss_scale) : A{0};
+    const A rest = here ? hn::GetLane(probability(one, target)) - static_cast<A>(loss_scale) : A{0};
     for_lanes<A>(width, [&](auto d, int64_t i) HWY_ATTR { store(probability(d, i), d, row + i); });
     if (here) store(hn::Set(one, rest), one, row + target);
   }
@@ -128,6 +129,7 @@ void run(Stream& stream, const CrossEntropyBackward& args) {
   expect(args.valid, "CrossEntropyBackward.valid", DType::u8, {tokens});
   expect(args.max, "CrossEntropyBackward.max", sums, {tokens});
   expect(args.sum, "CrossEntropyBackward.sum", sums, {tokens});
+  expect(args.loss_scale, "CrossEntropyBackward.loss_scale", DType::f64, {1});
   parallel_ranges(stream, tokens, row_grain(width), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(backward_rows)(args, dtype, begin, end);
   });

@@ -100,7 +100,7 @@ struct Backward {
   const int32_t* targets;
   const uint8_t* valid;
   const float *max, *sum;
-  float loss_scale;
+  const double* loss_scale;
   unsigned tiles;  // blocks a row
 };
 
@@ -115,12 +115,12 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_backward(Backward<T> a
   if (first >= args.width) return;
   float x[N] = {};
   if (args.valid[t]) {
-    const float max = args.max[t], scale = args.loss_scale / args.sum[t];
+    const auto loss_scale = static_cast<float>(*args.loss_scale);
+    const float max = args.max[t], scale = loss_scale / args.sum[t];
     const int64_t target = args.targets[t] - args.first_id - first;
     row.load_from(first, kLowest, x);
 #pragma unroll
-    for (int i = 0; i < N; ++i)
-      x[i] = fmaf(fast_exp(x[i] - max), scale, target == i ? -args.loss_scale : 0.0f);
+    for (int i = 0; i < N; ++i) x[i] = fmaf(fast_exp(x[i] - max), scale, target == i ? -loss_scale : 0.0f);
   }
   row.store_to(first, x);
 }
@@ -167,6 +167,7 @@ void run(Stream& stream, const CrossEntropyBackward& args) {
              "CrossEntropyBackward.sum");
   const int64_t tokens = args.max.size(0), width = args.logits.size(1);
   expect(args.valid, "CrossEntropyBackward.valid", DType::u8, {tokens});
+  expect(args.loss_scale, "CrossEntropyBackward.loss_scale", DType::f64, {1});
   if (args.logits.num_elements() == 0) return;
   with_activation(args.logits, "CrossEntropyBackward.logits", [&](auto type) {
     using T = decltype(type);
@@ -179,7 +180,7 @@ void run(Stream& stream, const CrossEntropyBackward& args) {
                                .valid = data_of<const uint8_t>(args.valid),
                                .max = data_of<const float>(args.max),
                                .sum = data_of<const float>(args.sum),
-                               .loss_scale = static_cast<float>(args.loss_scale),
+                               .loss_scale = data_of<const double>(args.loss_scale),
                                .tiles = static_cast<unsigned>(tiles)};
     TRANSXSSM_LAUNCH(
         cross_entropy_backward<T>,

@@ -25,6 +25,23 @@ class CudaMark final : public DeviceMark {
   EventHandle event_;
 };
 
+// Destroyed once what was launched of it is done: CUDA sees to that.
+class CudaGraph final : public DeviceGraph {
+ public:
+  explicit CudaGraph(cudaGraph_t recorded) {
+    const cudaError_t status = cudaGraphInstantiate(&executable_, recorded, 0);
+    cudaGraphDestroy(recorded);
+    check(status, "cudaGraphInstantiate", __FILE__, __LINE__);
+  }
+  ~CudaGraph() override { cudaGraphExecDestroy(executable_); }
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+  void launch(cudaStream_t stream) const { TRANSXSSM_CUDA_CHECK(cudaGraphLaunch(executable_, stream)); }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
 class CudaQueue final : public DeviceQueue {
  public:
   void copy(const void* from, void* to, int64_t bytes) override {
@@ -41,6 +58,24 @@ class CudaQueue final : public DeviceQueue {
   }
   void synchronize() override { stream_.synchronize(); }
   std::unique_ptr<DeviceMark> mark() override { return std::make_unique<CudaMark>(stream_.get()); }
+  // Of this thread alone: other ranks of the process go on as they like.
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work) override {
+    TRANSXSSM_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+    cudaGraph_t recorded = nullptr;
+    try {
+      work();
+    } catch (...) {
+      cudaStreamEndCapture(stream_.get(), &recorded);
+      if (recorded != nullptr) cudaGraphDestroy(recorded);
+      cudaGetLastError();
+      throw;
+    }
+    TRANSXSSM_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), &recorded));
+    return std::make_unique<CudaGraph>(recorded);
+  }
+  void launch(const DeviceGraph& graph) override {
+    static_cast<const CudaGraph&>(graph).launch(stream_.get());
+  }
   void* native() const override { return stream_.get(); }
 
  private:

@@ -1,7 +1,9 @@
 // The CUDA device runtime on the emulated device: memory, and errors that say what to change.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "runtime/arena.h"
 #include "runtime/cuda/register.h"
@@ -119,6 +121,68 @@ TEST(CudaRuntime, QueuesWaitForEachOther) {
   transfer(second, x, Tensor(&read, DType::i32, {1}));
   second.synchronize();
   EXPECT_EQ(read, 5);
+}
+
+// An int32 on the device that recorded work copies from and to.
+struct Cell {
+  explicit Cell(Device device, MemoryKind kind = MemoryKind::device)
+      : arena(64, device, kind), value(arena.carver().take(DType::i32, {1})) {}
+  Arena arena;
+  Tensor value;
+};
+
+TEST(CudaRuntime, RecordedWorkRunsWhereItIsLaunched) {
+  const Device device{DeviceKind::cuda, 0};
+  Stream stream(device);
+  const Cell from(device, MemoryKind::pinned), middle(device), to(device, MemoryKind::pinned);
+  int32_t &in = *from.value.data<int32_t>(), &out = *to.value.data<int32_t>();
+  in = 5;
+  const auto graph = stream.queue()->capture([&] {
+    transfer(stream, from.value, middle.value);
+    transfer(stream, middle.value, to.value);
+  });
+  stream.synchronize();
+  EXPECT_EQ(out, 0);  // only recorded
+  for (const int32_t value : {6, 7}) {
+    in = value;
+    stream.queue()->launch(*graph);
+    zero(stream, middle.value);  // in the order of the queue
+    stream.synchronize();
+    EXPECT_EQ(out, value);
+  }
+}
+
+// What a graph cannot have is refused, whatever the work does about it, and the stream goes on.
+TEST(CudaRuntime, RecordedWorkMustNotWait) {
+  const Device device{DeviceKind::cuda, 0};
+  Stream stream(device), other(device);
+  const Cell pinned(device, MemoryKind::pinned), here(device);
+  int32_t pageable = 3;
+  const Tensor host(&pageable, DType::i32, {1});
+  const std::vector<std::function<void()>> refused = {[&] { stream.synchronize(); },
+                                                      [&] { Arena arena(64, device); },
+                                                      [&] { transfer(stream, here.value, host); },
+                                                      [&] { transfer(stream, host, here.value); },
+                                                      [&] { stream.queue()->mark(); },
+                                                      [&] { stream.queue()->wait_for(*other.queue()); },
+                                                      [&] { throw DeviceError("another reason"); }};
+  for (size_t i = 0; i < refused.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_THROW(stream.queue()->capture(refused[i]), DeviceError);
+    *pinned.value.data<int32_t>() = 11;
+    transfer(stream, pinned.value, here.value);
+    transfer(stream, here.value, host);
+    stream.synchronize();
+    EXPECT_EQ(pageable, 11);
+    pageable = 3;
+  }
+  EXPECT_THROW(stream.queue()->capture([&] {
+    try {
+      stream.synchronize();
+    } catch (const DeviceError&) {
+    }
+  }),
+               DeviceError);
 }
 
 }  // namespace

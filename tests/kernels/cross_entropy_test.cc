@@ -49,7 +49,7 @@ std::vector<double> run_slices(Stream& stream, const Tensor& logits, const Tenso
                                                 .valid = valid,
                                                 .max = max,
                                                 .sum = sum,
-                                                .loss_scale = loss_scale,
+                                                .loss_scale = filled<double>({1}, loss_scale),
                                                 .first_id = begin});
   return losses;
 }

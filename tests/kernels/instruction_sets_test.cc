@@ -51,7 +51,7 @@ void check_operations() {
     run(stream, SwigluForward{x, branch, silu});
     run(stream, SwigluBackward{x, branch, y, d_gate, d_up, {}});
     run(stream, CrossEntropyStatistics{x, targets, max, total, logit});
-    run(stream, CrossEntropyBackward{x, targets, valid, max, total, 0.5});
+    run(stream, CrossEntropyBackward{x, targets, valid, max, total, filled<double>({1}, 0.5)});
     std::vector<std::vector<double>> got;
     for (const Tensor& tensor : {sum.view(), y.view(), silu.view(), d_gate.view(), d_up.view(), x.view()})
       got.push_back(values(tensor));

@@ -218,7 +218,8 @@ TEST(Config, GoldenComplaints) {
        1,
        "--set parallel=1: parallel: is a section; set one of its fields: pp, dp, cp, tp, microbatch_size, "
        "global_batch, "
-       "pipeline, bucket_elements, timeout_seconds, threads_per_rank, recompute, device, pin_threads"},
+       "pipeline, bucket_elements, timeout_seconds, threads_per_rank, recompute, device, cuda_graph, "
+       "pin_threads"},
       {"", {"seed.x=1"}, 1, "--set seed.x=1: seed.x: seed has no fields"},
       {"", {"seed[0]=1"}, 1, "--set seed[0]=1: seed[0]: seed is not a list"},
       {"",

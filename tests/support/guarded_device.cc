@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <vector>
 
 #include "tests/support/clock_mark.h"
 #include "runtime/error.h"
@@ -18,6 +19,10 @@ constexpr int64_t kPage = 4096;
 size_t page_bytes(int64_t bytes) {
   return static_cast<size_t>((bytes + kPage - 1) / kPage * kPage);
 }
+
+struct GuardedGraph final : DeviceGraph {
+  std::vector<std::function<void()>> work;
+};
 
 class GuardedQueue final : public DeviceQueue {
  public:
@@ -32,22 +37,39 @@ class GuardedQueue final : public DeviceQueue {
     add([=] { std::memset(memory, 0, static_cast<size_t>(bytes)); });
   }
   void wait_for(const DeviceQueue& other) override {
+    refuse_to_record("wait for another queue");
     auto& queue = const_cast<GuardedQueue&>(static_cast<const GuardedQueue&>(other));
     add([&queue, until = queue.added_] { queue.drain(until); });
   }
   void synchronize() override {
+    refuse_to_record("wait of the host");
     device_.count_wait();
     device_.run_open([this] { drain(added_); });
   }
   std::unique_ptr<DeviceMark> mark() override { return std::make_unique<ClockMark>(); }
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work) override {
+    auto graph = std::make_unique<GuardedGraph>();
+    const auto stop = [this](void*) { recording_ = nullptr; };
+    recording_ = graph.get();
+    const std::unique_ptr<void, decltype(stop)> stop_at_end(this, stop);
+    work();
+    return graph;
+  }
+  void launch(const DeviceGraph& graph) override {
+    for (const auto& work : static_cast<const GuardedGraph&>(graph).work) add(work);
+  }
   void* native() const override { return nullptr; }
 
   void add(std::function<void()> work) {
+    if (recording_ != nullptr) return recording_->work.push_back(std::move(work));
     work_.push_back(std::move(work));
     ++added_;
   }
 
  private:
+  void refuse_to_record(const char* what) const {
+    if (recording_ != nullptr) throw DeviceError("a {} cannot be recorded", what);
+  }
   void drain(int64_t until) {
     while (done_ < until) {
       const std::function<void()> work = std::move(work_.front());
@@ -60,6 +82,7 @@ class GuardedQueue final : public DeviceQueue {
   GuardedDevice& device_;
   std::deque<std::function<void()>> work_;
   int64_t added_ = 0, done_ = 0;
+  GuardedGraph* recording_ = nullptr;
 };
 
 }  // namespace

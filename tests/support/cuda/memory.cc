@@ -18,6 +18,8 @@ namespace {
 using transxssm::cuda::emulated::drain;
 using transxssm::cuda::emulated::drain_all;
 using transxssm::cuda::emulated::enqueue;
+using transxssm::cuda::emulated::refuse_to_record;
+using transxssm::cuda::emulated::refuse_while_recording;
 using transxssm::cuda::emulated::result;
 
 constexpr size_t kTotalBytes = size_t{8} << 30;
@@ -167,6 +169,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** p, size_t bytes) {
+  if (const cudaError_t status = refuse_while_recording(); status != cudaSuccess) return status;
   return result(memory().allocate(p, bytes, cudaMemoryTypeDevice));
 }
 cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned) {
@@ -180,6 +183,7 @@ cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
 }
 // Freeing waits for the device.
 cudaError_t cudaFree(void* p) {
+  if (const cudaError_t status = refuse_while_recording(); status != cudaSuccess) return status;
   const cudaError_t status = drain_all();
   const cudaError_t released = result(memory().release(p));
   return status != cudaSuccess ? status : released;
@@ -209,6 +213,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     const cudaError_t status = enqueue(stream, [=] { copy(from, from_pitch); });
     return status == cudaSuccess && to_pageable ? drain(stream) : status;
   }
+  if (const cudaError_t status = refuse_to_record(stream); status != cudaSuccess) return status;
   std::vector<char> staged(width * height);
   for (size_t row = 0; row < height; ++row)
     std::memcpy(staged.data() + row * width, static_cast<const char*>(from) + row * from_pitch, width);

@@ -24,6 +24,13 @@ struct WorkQueue {
   uint64_t queued = 0, done = 0;
 };
 
+// What a stream was given while it captured, and whether something was that cannot be recorded.
+struct Recording {
+  std::vector<std::function<void()>> work;
+  bool valid = true;
+};
+
+thread_local int captures = 0;  // of this thread
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string failure;
 
@@ -32,6 +39,7 @@ thread_local std::string failure;
 struct CUstream_st {
   int device = transxssm::cuda::emulated::current_device();
   std::shared_ptr<WorkQueue> queue = std::make_shared<WorkQueue>();
+  std::shared_ptr<Recording> recording;  // while it captures
 };
 struct CUevent_st {
   std::shared_ptr<WorkQueue> queue;  // null until recorded
@@ -85,7 +93,23 @@ cudaError_t result(cudaError_t status) {
   return status;
 }
 
+cudaError_t refuse_to_record(cudaStream_t stream) {
+  if (captures == 0) return cudaSuccess;
+  const auto& recording = stream_of(stream).recording;
+  if (!recording) return cudaSuccess;
+  recording->valid = false;
+  return result(cudaErrorStreamCaptureUnsupported);
+}
+
+cudaError_t refuse_while_recording() {
+  return captures == 0 ? cudaSuccess : result(cudaErrorStreamCaptureUnsupported);
+}
+
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
+  if (const auto& recording = stream_of(stream).recording) {
+    recording->work.push_back(std::move(work));
+    return cudaSuccess;
+  }
   WorkQueue& queue = *stream_of(stream).queue;
   const std::lock_guard lock(queue.mutex);
   queue.work.push_back(std::move(work));
@@ -94,6 +118,7 @@ cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
 }
 
 cudaError_t drain(cudaStream_t stream) {
+  if (const cudaError_t status = refuse_to_record(stream); status != cudaSuccess) return status;
   WorkQueue& queue = *stream_of(stream).queue;
   const std::lock_guard lock(queue.mutex);
   return drain_until(queue, queue.queued);
@@ -119,6 +144,7 @@ cudaError_t drain_all() {
 using transxssm::cuda::emulated::drain;
 using transxssm::cuda::emulated::drain_all;
 using transxssm::cuda::emulated::enqueue;
+using transxssm::cuda::emulated::refuse_to_record;
 using transxssm::cuda::emulated::result;
 
 cudaError_t cudaGetLastError() {
@@ -145,6 +171,10 @@ const char* cudaGetErrorString(cudaError_t status) {
       return "not supported by the emulated device";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "another error of the emulated device";
   }
@@ -224,7 +254,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
+// Events between streams are not recorded here.
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (const cudaError_t status = refuse_to_record(stream); status != cudaSuccess) return status;
   const auto queue = transxssm::cuda::emulated::stream_of(stream).queue;
   const std::lock_guard lock(queue->mutex);
   event->queue = queue;
@@ -241,6 +273,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   return event->queue->done >= event->point ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (const cudaError_t status = refuse_to_record(stream); status != cudaSuccess) return status;
   if (!event->queue) return cudaSuccess;
   return enqueue(stream, [queue = event->queue, point = event->point] {
     transxssm::cuda::emulated::drain_until(*queue, point);
@@ -249,5 +282,45 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   if (!start->timing || !end->timing || !start->queue || !end->queue) return result(cudaErrorInvalidValue);
   *milliseconds = std::chrono::duration<float, std::milli>(*end->reached - *start->reached).count();
+  return cudaSuccess;
+}
+
+struct CUgraph_st {
+  std::vector<std::function<void()>> work;
+};
+struct CUgraphExec_st {
+  std::vector<std::function<void()>> work;
+};
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (!stream || stream->recording) return result(cudaErrorInvalidValue);
+  stream->recording = std::make_shared<Recording>();
+  ++captures;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  const auto recording = std::exchange(stream->recording, nullptr);
+  if (!recording) return result(cudaErrorInvalidValue);
+  --captures;
+  if (!recording->valid) return result(cudaErrorStreamCaptureInvalidated);
+  *graph = new CUgraph_st{std::move(recording->work)};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  *executable = new CUgraphExec_st{graph->work};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  for (const auto& work : graph->work)
+    if (const cudaError_t status = enqueue(stream, work); status != cudaSuccess) return status;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+  delete graph;
   return cudaSuccess;
 }

@@ -11,6 +11,10 @@ namespace transxssm::cuda::emulated {
 // (Settings::queues). cudaErrorLaunchFailure where something ran and failed; what it threw is then the text
 // of that error.
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
+// cudaErrorStreamCaptureUnsupported, and the capture is void, where the stream captures; where any stream
+// does that this thread made to.
+cudaError_t refuse_to_record(cudaStream_t stream);
+cudaError_t refuse_while_recording();
 // Runs all that the stream still has to do; of every stream of this thread's device.
 cudaError_t drain(cudaStream_t stream);
 cudaError_t drain_all();
