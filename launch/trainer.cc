@@ -58,9 +58,8 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
                                                    .weight_decay = o.weight_decay(),
                                                    .clip_norm = o.clip_norm(),
                                                    .bucket_elements = config.parallel().bucket_elements()});
-  // Ranks that talk in the midst of a step wait for each other on the host.
-  if (stream.queue() != nullptr && mesh_.world().size() == 1 && config.parallel().cuda_graph())
-    graphs_ = std::make_unique<StepGraphs>(stream);
+  work_->sum_gradients({.complete = [this](int64_t first) { optimizer_->gradients_complete(first); },
+                        .finish = [this] { optimizer_->reduce_gradients(); }});
 }
 
 void Trainer::upload_microbatches() {
@@ -92,7 +91,8 @@ StepResult Trainer::step() {
   upload_microbatches();
   work_->begin_training(microbatches_, 1.0 / static_cast<double>(result.valid_targets));
 
-  compute_gradients();
+  network_.parameters().zero_gradients(stream_);
+  pipeline_.run(*work_);
 
   // The last stage knows the loss; its tp ranks all know the same.
   const double loss_sum = work_->loss_sum();
@@ -105,7 +105,6 @@ StepResult Trainer::step() {
         steps_done_ + 1, result.loss);
 
   const Span span(Activity::optimizer, "optimizer");
-  optimizer_->reduce_gradients();
   result.gradient_norm = optimizer_->gradient_norm();
   if (!std::isfinite(result.gradient_norm))
     throw NumericsError("step {}: the gradient norm is {} (loss {:.4f}); {}", steps_done_ + 1,
@@ -115,19 +114,6 @@ StepResult Trainer::step() {
   result.learning_rate = learning_rate_.at(steps_done_);
   optimizer_->update(result.learning_rate, result.gradient_norm, steps_done_);
   return result;
-}
-
-// Queues everything from gradients of zero to the last weight gradient. Where microbatches have documents,
-// their attention is another operation.
-void Trainer::compute_gradients() {
-  const auto queue_all = [this] {
-    network_.parameters().zero_gradients(stream_);
-    pipeline_.run(*work_);
-  };
-  if (!graphs_ || Trace::active() || work_->is_observed()) return queue_all();
-  StepGraphs::Variant has_documents;
-  for (const TokenRows& rows : microbatches_) has_documents.push_back(!rows.first_key.empty());
-  graphs_->run(has_documents, queue_all);
 }
 
 // Which gradients are not finite, the same words on every rank.

@@ -65,13 +65,11 @@ TrainingWork::TrainingWork(Stream& stream, const Network& network, int64_t rows,
                            int num_slots, Recompute recompute)
     : stream_(stream), network_(network), rows_(rows), tokens_(tokens), recompute_(recompute) {
   const ActivationBytes bytes = activation_bytes(network, rows, tokens, recompute);
-  arena_ = Arena(num_slots * bytes.slot + bytes.pending + 2 * kAlignment, stream.device());
-  host_loss_scale_ = Arena(kAlignment, stream.device(), MemoryKind::pinned);
+  arena_ = Arena(num_slots * bytes.slot + bytes.pending + kAlignment, stream.device());
   Carver carver = arena_.carver();
   for (int i = 0; i < num_slots; ++i) slots_.push_back(carve_slot(network, carver, rows, tokens, recompute));
   pending_ = carve_pending(network, carver, rows, tokens, recompute);
   loss_ = carver.take(DType::f64, {1});
-  loss_scale_ = carver.take(DType::f64, {1});
 }
 
 void TrainingWork::begin(std::span<const TokenRows> microbatches) {
@@ -81,9 +79,7 @@ void TrainingWork::begin(std::span<const TokenRows> microbatches) {
 
 void TrainingWork::begin_training(std::span<const TokenRows> microbatches, double loss_scale) {
   begin(microbatches);
-  const Tensor host = host_loss_scale_.carver().take(DType::f64, {1});
-  *host.data<double>() = loss_scale;
-  transfer(stream_, host, loss_scale_);
+  loss_scale_ = loss_scale;
   training_ = true;
 }
 
@@ -154,10 +150,17 @@ void TrainingWork::backward_input(int microbatch, int slot_index, const Tensor& 
     network_.layers()[i]->backward_input(stream_, tokens, slot.x[i], pending_.dy[i + 1],
                                          sent ? d_input.reshape(residual) : pending_.dy[i], saved(slot, i),
                                          pending_.layers[i]);
-    if (recompute_ == Recompute::layer)  // now: the next layer takes the same memory
-      network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], saved(slot, i),
-                                            pending_.layers[i]);
+    if (recompute_ == Recompute::keep) continue;
+    network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], saved(slot, i),
+                                          pending_.layers[i]);  // now: the next layer takes the same memory
+    layer_complete(microbatch, i);
   }
+}
+
+// Microbatches pass backwards in ascending order, and the head's gradients come with the forward.
+void TrainingWork::layer_complete(int microbatch, size_t layer) const {
+  if (sums_.complete && static_cast<size_t>(microbatch) + 1 == microbatches_.size())
+    sums_.complete(network_.first_matrix(layer));
 }
 
 void TrainingWork::backward_weight(int microbatch, int slot_index) {
@@ -167,12 +170,15 @@ void TrainingWork::backward_weight(int microbatch, int slot_index) {
   TRANSXSSM_CHECK(pending_microbatch_ == microbatch,
                   "W of microbatch {} follows B of {}: one set of gradients waits", microbatch,
                   pending_microbatch_);
-  for (size_t i = recompute_ == Recompute::keep ? network_.layers().size() : 0; i-- > 0;)
+  for (size_t i = recompute_ == Recompute::keep ? network_.layers().size() : 0; i-- > 0;) {
     network_.layers()[i]->backward_weight(stream_, tokens, pending_.dy[i + 1], saved(slot, i),
                                           pending_.layers[i]);
+    layer_complete(microbatch, i);
+  }
   if (network_.embedding())
     network_.embedding()->backward_weight(stream_, token_rows.batch.input.reshape({rows_ * tokens_}),
                                           pending_.dy.front());
+  if (sums_.complete && static_cast<size_t>(microbatch) + 1 == microbatches_.size()) sums_.complete(0);
 }
 
 }  // namespace transxssm

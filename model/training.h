@@ -32,8 +32,7 @@ class TrainingWork : public StageWork {
   TrainingWork(Stream& stream, const Network& network, int64_t rows, int64_t tokens, int num_slots,
                Recompute recompute = Recompute::keep);
 
-  // Before Pipeline::run, while nothing of the step before is under way: the microbatches, and 1 / number of
-  // valid targets of the whole step.
+  // Before Pipeline::run: the microbatches, and 1 / number of valid targets of the whole step.
   void begin_training(std::span<const TokenRows> microbatches, double loss_scale);
   // Before Pipeline::run_forward.
   void begin_evaluation(std::span<const TokenRows> microbatches);
@@ -45,12 +44,25 @@ class TrainingWork : public StageWork {
   // the first of the whole network. Empty: nobody looks.
   using LayerObserver = std::function<void(int microbatch, int layer, const Tensor& output)>;
   void observe_layers(LayerObserver observer) { observer_ = std::move(observer); }
-  bool is_observed() const { return observer_ != nullptr; }
+
+  // What becomes of a step's gradients.
+  struct GradientSums {
+    // Called in the backward of the last microbatch, layer by layer: the gradients from element `first` of
+    // the flat array on are complete. Matrices lie there in the order of the forward pass, after all vectors;
+    // the last call, after the last layer's, says 0.
+    std::function<void(int64_t first)> complete;
+    // Called at the schedule's place for it, after the last weight gradient.
+    std::function<void()> finish;
+  };
+  // Without it gradients stay this rank's own.
+  void sum_gradients(GradientSums sums) { sums_ = std::move(sums); }
 
   void forward(int microbatch, int slot, const Tensor& input, const Tensor& output) override;
   void backward_input(int microbatch, int slot, const Tensor& d_output, const Tensor& d_input) override;
   void backward_weight(int microbatch, int slot) override;
-  void reduce_gradients() override {}  // the trainer reduces: norms and ties need all gradients at once
+  void reduce_gradients() override {
+    if (sums_.finish) sums_.finish();
+  }
 
  private:
   struct Slot {
@@ -73,6 +85,7 @@ class TrainingWork : public StageWork {
   }
   TokenContext context(const TokenRows& rows) const;
   void begin(std::span<const TokenRows> microbatches);
+  void layer_complete(int microbatch, size_t layer) const;
 
   Stream& stream_;
   const Network& network_;
@@ -82,11 +95,12 @@ class TrainingWork : public StageWork {
   std::vector<Slot> slots_;
   Pending pending_;
   std::span<const TokenRows> microbatches_;
-  Arena host_loss_scale_;        // pinned
-  Tensor loss_, loss_scale_;     // [1] f64
+  double loss_scale_ = 0;
+  Tensor loss_;                  // [1] f64
   int pending_microbatch_ = -1;  // whose input gradients are in pending_
   bool training_ = false;
   LayerObserver observer_;
+  GradientSums sums_;
 };
 
 }  // namespace transxssm

@@ -11,6 +11,7 @@
 #include "parallel/device_transport.h"
 #include "parallel/local.h"
 #include "runtime/rng.h"
+#include "runtime/trace.h"
 #include "tests/support/guarded_operations.h"
 #include "tests/support/model_kinds.h"
 #include "tests/support/temporary_directory.h"
@@ -144,6 +145,38 @@ TEST(DeviceSteps, WaitTwice) {
   EXPECT_GE(waits[0], 2);  // scratch memory grows
   EXPECT_EQ(waits[1], 3);  // the loss (a copy to memory that is not pinned, and the wait), the norm
   EXPECT_EQ(waits[2], 3);
+}
+
+// Data parallel sums begin under the backward pass of the last microbatch: the first before the last layer's
+// weight gradients, and none before the last microbatch.
+TEST(DeviceSteps, SumsBeginUnderTheBackwardPass) {
+  WithGuardedDevice guarded;
+  GuardedOperations operations(guarded.device);
+  for (const char* recompute : {"keep", "layer"}) {
+    const std::string parallel =
+        fmt::format("dp: 2 microbatch_size: 1 bucket_elements: 1000 recompute: '{}'", recompute);
+    run_as_ranks(2, [&](Communicator& world) {
+      Stream stream(Device{DeviceKind::cuda, 0});
+      attach_device(world, stream);
+      Trainer trainer(make_config(kind("transxssm"), parallel, 2), world, stream);
+      fill(trainer.batch(), 0, trainer.first_row());
+      Trace trace;
+      trainer.step();
+      int started = 0, products_after_first = 0, embeddings = 0;
+      for (const TraceEvent& event : trace.take()) {
+        if (event.device) continue;
+        const std::string name = event.name;
+        if (name == "EmbeddingBackward") ++embeddings;
+        if (name == "Gemm" && started > 0) ++products_after_first;
+        if (name != "start of all_reduce") continue;
+        EXPECT_EQ(embeddings, started == 0 ? 1 : embeddings);  // of the first of two microbatches
+        ++started;
+      }
+      EXPECT_EQ(embeddings, 2);
+      EXPECT_GT(started, 4);
+      EXPECT_GE(products_after_first, 3 * 4);  // three layers' weight gradients
+    });
+  }
 }
 
 // What was saved from a device is loaded on the CPU, and generates there what it generates on the device.
