@@ -60,6 +60,9 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
                                                    .bucket_elements = config.parallel().bucket_elements()});
   work_->sum_gradients({.complete = [this](int64_t first) { optimizer_->gradients_complete(first); },
                         .finish = [this] { optimizer_->reduce_gradients(); }});
+  // Ranks that talk in the midst of a step wait for each other on the host.
+  if (stream.queue() != nullptr && mesh_.world().size() == 1 && config.parallel().cuda_graph())
+    graphs_ = std::make_unique<StepGraphs>(stream);
 }
 
 void Trainer::upload_microbatches() {
@@ -91,8 +94,7 @@ StepResult Trainer::step() {
   upload_microbatches();
   work_->begin_training(microbatches_, 1.0 / static_cast<double>(result.valid_targets));
 
-  network_.parameters().zero_gradients(stream_);
-  pipeline_.run(*work_);
+  compute_gradients();
 
   // The last stage knows the loss; its tp ranks all know the same.
   const double loss_sum = work_->loss_sum();
@@ -114,6 +116,19 @@ StepResult Trainer::step() {
   result.learning_rate = learning_rate_.at(steps_done_);
   optimizer_->update(result.learning_rate, result.gradient_norm, steps_done_);
   return result;
+}
+
+// Queues everything from gradients of zero to the last weight gradient. Where microbatches have documents,
+// their attention is another operation.
+void Trainer::compute_gradients() {
+  const auto queue_all = [this] {
+    network_.parameters().zero_gradients(stream_);
+    pipeline_.run(*work_);
+  };
+  if (!graphs_ || Trace::active() || work_->is_observed()) return queue_all();
+  StepGraphs::Variant has_documents;
+  for (const TokenRows& rows : microbatches_) has_documents.push_back(!rows.first_key.empty());
+  graphs_->run(has_documents, queue_all);
 }
 
 // Which gradients are not finite, the same words on every rank.

@@ -65,11 +65,13 @@ TrainingWork::TrainingWork(Stream& stream, const Network& network, int64_t rows,
                            int num_slots, Recompute recompute)
     : stream_(stream), network_(network), rows_(rows), tokens_(tokens), recompute_(recompute) {
   const ActivationBytes bytes = activation_bytes(network, rows, tokens, recompute);
-  arena_ = Arena(num_slots * bytes.slot + bytes.pending + kAlignment, stream.device());
+  arena_ = Arena(num_slots * bytes.slot + bytes.pending + 2 * kAlignment, stream.device());
+  host_loss_scale_ = Arena(kAlignment, stream.device(), MemoryKind::pinned);
   Carver carver = arena_.carver();
   for (int i = 0; i < num_slots; ++i) slots_.push_back(carve_slot(network, carver, rows, tokens, recompute));
   pending_ = carve_pending(network, carver, rows, tokens, recompute);
   loss_ = carver.take(DType::f64, {1});
+  loss_scale_ = carver.take(DType::f64, {1});
 }
 
 void TrainingWork::begin(std::span<const TokenRows> microbatches) {
@@ -79,7 +81,9 @@ void TrainingWork::begin(std::span<const TokenRows> microbatches) {
 
 void TrainingWork::begin_training(std::span<const TokenRows> microbatches, double loss_scale) {
   begin(microbatches);
-  loss_scale_ = loss_scale;
+  const Tensor host = host_loss_scale_.carver().take(DType::f64, {1});
+  *host.data<double>() = loss_scale;
+  transfer(stream_, host, loss_scale_);
   training_ = true;
 }
 

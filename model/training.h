@@ -32,7 +32,8 @@ class TrainingWork : public StageWork {
   TrainingWork(Stream& stream, const Network& network, int64_t rows, int64_t tokens, int num_slots,
                Recompute recompute = Recompute::keep);
 
-  // Before Pipeline::run: the microbatches, and 1 / number of valid targets of the whole step.
+  // Before Pipeline::run, while nothing of the step before is under way: the microbatches, and 1 / number of
+  // valid targets of the whole step.
   void begin_training(std::span<const TokenRows> microbatches, double loss_scale);
   // Before Pipeline::run_forward.
   void begin_evaluation(std::span<const TokenRows> microbatches);
@@ -44,6 +45,7 @@ class TrainingWork : public StageWork {
   // the first of the whole network. Empty: nobody looks.
   using LayerObserver = std::function<void(int microbatch, int layer, const Tensor& output)>;
   void observe_layers(LayerObserver observer) { observer_ = std::move(observer); }
+  bool is_observed() const { return observer_ != nullptr; }
 
   // What becomes of a step's gradients.
   struct GradientSums {
@@ -95,8 +97,8 @@ class TrainingWork : public StageWork {
   std::vector<Slot> slots_;
   Pending pending_;
   std::span<const TokenRows> microbatches_;
-  double loss_scale_ = 0;
-  Tensor loss_;                  // [1] f64
+  Arena host_loss_scale_;        // pinned
+  Tensor loss_, loss_scale_;     // [1] f64
   int pending_microbatch_ = -1;  // whose input gradients are in pending_
   bool training_ = false;
   LayerObserver observer_;
