@@ -34,6 +34,10 @@ class LazyQueue final : public DeviceQueue {
     work_.clear();
   }
   std::unique_ptr<DeviceMark> mark() override { return std::make_unique<ClockMark>(); }
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>&) override {
+    throw DeviceError("this device records nothing");
+  }
+  void launch(const DeviceGraph&) override { throw DeviceError("this device records nothing"); }
   void* native() const override { return nullptr; }
 
  private:
