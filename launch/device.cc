@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "parallel/device_transport.h"
+#include "runtime/cpu_features.h"
 #include "runtime/log.h"
 
 namespace transxssm {
@@ -44,6 +45,21 @@ Device choose_device(const std::string& choice, int local_rank) {
                       count, count == 1 ? "" : "s",
                       count == 1 ? "cuda:0" : fmt::format("one of cuda:0 to cuda:{}", count - 1));
   return {DeviceKind::cuda, number.value_or(local_rank % count)};
+}
+
+std::string settle_compute(TrainConfig& config, const Device& device, Communicator& world) {
+  std::string& compute = *config.mutable_precision()->mutable_compute();
+  if (compute != "auto") return fmt::format("compute   {}, as configured", compute);
+  float without = device.is_cpu() && !cpu_has_bf16() ? 1 : 0;
+  const bool lacks = without != 0;
+  world.all_reduce(Tensor(&without, DType::f32, {1}));
+  compute = without == 0 ? "bf16" : "f32";
+  if (without == 0)
+    return fmt::format("compute   bf16: {}; precision.compute=f32 is exact and slower",
+                       device.is_cpu() ? "every rank's processor has AVX512_BF16" : "on GPUs");
+  return fmt::format("compute   f32: {} has no instructions for bf16",
+                     lacks ? "this processor (" + cpu_level() + ")"
+                           : fmt::format("the processor of {:.0f} of the {} ranks", without, world.size()));
 }
 
 void use_device_of(Stream& stream, Worker& worker) {

@@ -44,7 +44,7 @@ int train(const Arguments& arguments, Worker& worker) {
     const int world_size = worker.size() > 1 ? worker.size() : 0;
     return worker.rank() == 0 ? print_plan(arguments, world_size) : 0;
   }
-  const TrainConfig config = load_config(arguments.text("--config"), arguments.list("--set"), worker.size());
+  TrainConfig config = load_config(arguments.text("--config"), arguments.list("--set"), worker.size());
   const std::string& run_directory = config.log().run_directory();
   std::optional<RunLock> lock;  // before anything in the directory is touched
   if (worker.rank() == 0) {
@@ -58,11 +58,12 @@ int train(const Arguments& arguments, Worker& worker) {
   open_progress(run_directory + "/log", worker.rank(), worker.size());
 
   const Device device = choose_device(config.parallel().device(), worker.local_rank());
+  const std::string compute = settle_compute(config, device, worker.world());
   check_precision(config, device);
   const int threads =
       worker.take_threads(config.parallel().threads_per_rank(), config.parallel().pin_threads());
-  log_info("{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config, device), config), threads,
-           worker.num_local_ranks(), worker.host());
+  log_info("{}\n{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config, device), config), compute,
+           threads, worker.num_local_ranks(), worker.host());
   Stream stream(device, threads);
   use_device_of(stream, worker);
   TrainingRunOptions options{

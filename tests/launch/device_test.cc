@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "parallel/local.h"
+#include "runtime/cpu_features.h"
 #include "tests/support/guarded_device.h"
 
 namespace transxssm {
@@ -60,6 +62,35 @@ TEST(DeviceChoice, OtherWordsAreRefused) {
   WithGuardedDevice one;
   for (const char* choice : {"gpu", "", "cuda:", "cuda:-1", "cuda:1x", "cuda:99999999999", "CPU"})
     EXPECT_THAT(complaint(choice, ExitCode::usage), HasSubstr("legal values are auto, cpu, cuda")) << choice;
+}
+
+// What `compute` becomes on the ranks whose devices these are, the same on each.
+std::string settled(const std::string& compute, const std::vector<Device>& devices) {
+  std::vector<std::string> found(devices.size());
+  run_as_ranks(static_cast<int>(devices.size()), [&](Communicator& world) {
+    const auto rank = static_cast<size_t>(world.rank());
+    TrainConfig config;
+    config.mutable_precision()->set_compute(compute);
+    const std::string line = settle_compute(config, devices[rank], world);
+    EXPECT_THAT(line, HasSubstr(config.precision().compute()));
+    found[rank] = config.precision().compute();
+  });
+  for (const std::string& other : found) EXPECT_EQ(other, found[0]);
+  return found[0];
+}
+
+TEST(SettleCompute, AutoIsBf16WhereEveryRankHasInstructionsForIt) {
+  const Device cpu, gpu{DeviceKind::cuda, 0};
+  const std::string on_cpus = cpu_has_bf16() ? "bf16" : "f32";
+  EXPECT_EQ(settled("auto", {gpu, gpu}), "bf16");
+  EXPECT_EQ(settled("auto", {cpu}), on_cpus);
+  EXPECT_EQ(settled("auto", {gpu, cpu, gpu}), on_cpus);
+}
+
+TEST(SettleCompute, WhatWasAskedForStays) {
+  for (const char* compute : {"f32", "bf16"})
+    for (const Device& device : {Device{}, Device{DeviceKind::cuda, 0}})
+      EXPECT_EQ(settled(compute, {device}), compute);
 }
 
 }  // namespace
