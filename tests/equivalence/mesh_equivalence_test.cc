@@ -117,6 +117,37 @@ TEST_P(Kinds, EveryMeshEqualsOneRank) {
 INSTANTIATE_TEST_SUITE_P(All, Kinds, testing::ValuesIn(kinds()),
                          [](const auto& kind) { return kind.param.first; });
 
+// In bf16 every layout rounds elsewhere: each is as near to f32 as one rank is, and its copies stay the same
+// bits.
+class Bf16 : public testing::TestWithParam<MeshCase> {};
+TEST_P(Bf16, IsAsNearToF32AsOneRank) {
+  constexpr int kFewSteps = 5;
+  Case test = awkward_case();
+  static const RunResult exact = run_threads(test, {}, kFewSteps);
+  test.compute = "bf16";
+  static const RunResult one = run_threads(test, {}, kFewSteps);
+  const RunResult run = run_threads(test, GetParam(), kFewSteps);
+  const auto error = [&](const RunResult& of, NamedValues RunResult::*values) {
+    std::vector<float> all, expected;
+    for (const auto& [name, value] : exact.*values) {
+      expected.insert(expected.end(), value.begin(), value.end());
+      const auto& got = (of.*values).at(name);
+      all.insert(all.end(), got.begin(), got.end());
+    }
+    return relative_difference(all, expected);
+  };
+  EXPECT_GT(error(one, &RunResult::gradients), 1e-4) << "nothing was rounded";
+  EXPECT_LT(error(run, &RunResult::gradients), 1.5 * error(one, &RunResult::gradients));
+  EXPECT_LT(error(run, &RunResult::final_weights), 1.5 * error(one, &RunResult::final_weights));
+  for (size_t i = 0; i < exact.loss.size(); ++i)
+    EXPECT_NEAR(run.loss[i], exact.loss[i], exact.loss[i] / 512) << "step " << i;
+  std::map<std::string, uint32_t> checksums;
+  for (size_t r = 0; r < run.weight_checksums.size(); ++r)
+    for (const auto& [part, checksum] : run.weight_checksums[r])
+      EXPECT_EQ(checksums.emplace(part, checksum).first->second, checksum)
+          << part << " on rank " << r << " is no copy";
+}
+
 // Any number of microbatches beside the number of stages.
 TEST(Microbatches, AFewMoreThanStages) {
   for (int pp : {2, 4}) {
@@ -157,6 +188,7 @@ TEST_P(Tiny, EqualsOneRank) {
 std::string case_name(const testing::TestParamInfo<MeshCase>& info) {
   return info.param.name();
 }
+INSTANTIATE_TEST_SUITE_P(Meshes, Bf16, testing::ValuesIn(meshes()), case_name);
 INSTANTIATE_TEST_SUITE_P(Meshes, Awkward, testing::ValuesIn(meshes()), case_name);
 INSTANTIATE_TEST_SUITE_P(Meshes, Tiny, testing::ValuesIn(meshes()), case_name);
 

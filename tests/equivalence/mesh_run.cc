@@ -6,6 +6,7 @@
 #include "parallel/local.h"
 #include "runtime/crc32c.h"
 #include "runtime/rng.h"
+#include "tests/support/threads.h"
 
 namespace transxssm::equivalence {
 namespace {
@@ -41,11 +42,10 @@ TrainConfig make_config(const Case& test, const MeshCase& mesh) {
       "model {{ {} }} data {{ train {{ prefix: 'unused' }} sequence_length: {} }} "
       "optimizer {{ learning_rate: 1e-3 clip_norm: {} }} schedule {{ steps: 100 }} "
       "parallel {{ pp: {} dp: {} tp: {} microbatch_size: {} global_batch: {} pipeline: '{}' recompute: '{}' "
-      "bucket_elements: "
-      "20000 }} "
+      "bucket_elements: 20000 }} precision {{ compute: '{}' }} "
       "log {{ run_directory: 'unused' }} seed: 7",
       test.model, test.tokens, test.clip_norm, mesh.shape.pp, mesh.shape.dp, mesh.shape.tp,
-      mesh.microbatch_size, test.global_batch, mesh.pipeline, mesh.recompute);
+      mesh.microbatch_size, test.global_batch, mesh.pipeline, mesh.recompute, test.compute);
   return parse_config(text, mesh.name(), {}, static_cast<int>(mesh.shape.size()));
 }
 
@@ -77,7 +77,7 @@ void fill_rows(const Case& test, int64_t vocab_size, int64_t step, int64_t first
 }
 
 RunResult run_rank(const Case& test, const MeshCase& mesh_case, int steps, Communicator& world) {
-  Stream stream(1);
+  Stream stream(test_threads());
   const TrainConfig config = make_config(test, mesh_case);
   const ModelConfig model = model_config(config);
   Trainer trainer(config, world, stream);

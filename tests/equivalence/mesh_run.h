@@ -16,6 +16,7 @@ struct Case {
   int64_t global_batch = 0;  // rows a step
   bool documents = false;    // document starts inside rows, targets that do not count, uneven over rows
   double clip_norm = 1;
+  std::string compute = "f32";
 };
 
 struct MeshCase {

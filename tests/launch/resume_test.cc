@@ -13,6 +13,7 @@
 #include "runtime/metrics.h"
 #include "runtime/rng.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/support/threads.h"
 
 namespace transxssm {
 namespace {
@@ -41,7 +42,8 @@ void write_tokens(const std::string& prefix) {
   writer.finish({});
 }
 
-TrainConfig make_config(const std::string& directory, const std::string& run, const MeshShape& mesh) {
+TrainConfig make_config(const std::string& directory, const std::string& run, const MeshShape& mesh,
+                        const std::string& compute = "f32") {
   return parse_config(
       fmt::format(
           "model {{ vocab_size: {} d_model: 32 num_layers: 4 num_heads: 4 d_ff: 48 d_state: 8 chunk: 8 "
@@ -49,9 +51,9 @@ TrainConfig make_config(const std::string& directory, const std::string& run, co
           "data {{ train {{ prefix: '{}/tokens' }} validation: '{}/tokens' sequence_length: 20 }} "
           "optimizer {{ learning_rate: 1e-2 }} schedule {{ steps: {} }} "
           "parallel {{ pp: {} dp: {} tp: {} global_batch: 4 }} "
-          "checkpoint {{ every_steps: 5 keep_last: 10 }} "
+          "checkpoint {{ every_steps: 5 keep_last: 10 }} precision {{ compute: '{}' }} "
           "log {{ run_directory: '{}/{}' every_steps: 100 validation_every_steps: 7 }}",
-          kVocabulary, directory, directory, kSteps, mesh.pp, mesh.dp, mesh.tp, directory, run),
+          kVocabulary, directory, directory, kSteps, mesh.pp, mesh.dp, mesh.tp, compute, directory, run),
       "test", {}, static_cast<int>(mesh.size()));
 }
 
@@ -60,7 +62,7 @@ int train(const TrainConfig& config, int64_t stop_at, const std::string& resume 
   int code = -1;
   const auto& p = config.parallel();
   run_as_ranks(p.pp() * p.dp() * p.tp(), [&](Communicator& world) {
-    Stream stream(1);
+    Stream stream(test_threads());
     TrainingRunOptions options{.resume = resume};
     options.signal = [&](Communicator&, int64_t step) {
       return step == stop_at ? AgreedSignal{.request = StopRequest::save_and_exit, .signal = 10}
@@ -102,18 +104,21 @@ std::string checkpoint_path(const TrainConfig& config, int step) {
   return fmt::format("{}/checkpoints/step-{:09}", config.log().run_directory(), step);
 }
 
-class Resume : public testing::TestWithParam<MeshShape> {
+class Resume : public testing::TestWithParam<std::pair<MeshShape, std::string>> {
  protected:
+  TrainConfig config(const std::string& run) const {
+    return make_config(directory_.path(), run, GetParam().first, GetParam().second);
+  }
   TemporaryDirectory directory_;
   void SetUp() override { write_tokens(directory_.path() + "/tokens"); }
 };
 
 TEST_P(Resume, GivesTheBitsOfTheRunThatWasNotInterrupted) {
-  const TrainConfig whole = make_config(directory_.path(), "whole", GetParam());
+  const TrainConfig whole = config("whole");
   ASSERT_EQ(train(whole, -1), 0);
   // Stopped in the first epoch, at its last step, and in the second.
   for (int64_t stop : {3, 6, 7}) {
-    const TrainConfig parts = make_config(directory_.path(), fmt::format("stopped-at-{}", stop), GetParam());
+    const TrainConfig parts = config(fmt::format("stopped-at-{}", stop));
     ASSERT_EQ(train(parts, stop), 75);
     ASSERT_EQ(train(parts, -1), 0);
     const auto expected = losses(whole), actual = losses(parts);
@@ -135,12 +140,21 @@ TEST_P(Resume, GivesTheBitsOfTheRunThatWasNotInterrupted) {
   EXPECT_EQ(least_square, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Meshes, Resume,
-                         testing::Values(MeshShape{}, MeshShape{.pp = 2, .dp = 1, .cp = 1, .tp = 2},
-                                         MeshShape{.pp = 1, .dp = 2, .cp = 1, .tp = 1}),
-                         [](const auto& mesh) {
-                           return fmt::format("pp{}_dp{}_tp{}", mesh.param.pp, mesh.param.dp, mesh.param.tp);
-                         });
+std::vector<std::pair<MeshShape, std::string>> runs() {
+  std::vector<std::pair<MeshShape, std::string>> all;
+  for (const char* compute : {"f32", "bf16"})
+    for (const MeshShape& mesh : {MeshShape{}, MeshShape{.pp = 2, .dp = 1, .cp = 1, .tp = 2},
+                                  MeshShape{.pp = 1, .dp = 2, .cp = 1, .tp = 1}})
+      all.emplace_back(mesh, compute);
+  return all;
+}
+
+std::string run_name(const testing::TestParamInfo<std::pair<MeshShape, std::string>>& info) {
+  const auto& [mesh, compute] = info.param;
+  return fmt::format("pp{}_dp{}_tp{}_{}", mesh.pp, mesh.dp, mesh.tp, compute);
+}
+
+INSTANTIATE_TEST_SUITE_P(Meshes, Resume, testing::ValuesIn(runs()), run_name);
 
 // Steps and validations are over the same rows, however they are dealt out.
 TEST(Rows, EveryMeshReadsTheSame) {

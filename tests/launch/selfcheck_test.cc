@@ -13,6 +13,7 @@
 #include "runtime/data/token_file.h"
 #include "runtime/rng.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/support/threads.h"
 
 namespace transxssm {
 namespace {
@@ -80,7 +81,7 @@ void write_folder(const TemporaryDirectory& directory, GoldenFolder golden, Gold
 
 GoldenResult compute(const GoldenFolder& golden) {
   const auto alone = single_rank();
-  Stream stream(1);
+  Stream stream(test_threads());
   return compute_golden(golden, golden_config(golden, {}, 1), *alone, stream);
 }
 
@@ -110,7 +111,7 @@ Outcome check(const std::string& path, int ranks = 1, const std::vector<std::str
   testing::internal::CaptureStdout();
   try {
     run_as_ranks(ranks, [&](Communicator& world) {
-      Stream stream(1);
+      Stream stream(test_threads());
       const GoldenFolder golden = read_golden(posix_file_system(), path);
       check_golden(golden, golden_config(golden, overrides, world.size()), world, stream);
     });
@@ -306,7 +307,7 @@ TEST(SelfcheckMesh, AMeshEqualsOneRankAndSaysWhatDoesNot) {
   testing::internal::CaptureStdout();
   MeshRun alone;
   run_as_ranks(4, [&](Communicator& world) {
-    Stream stream(1);
+    Stream stream(test_threads());
     check_mesh_run(config("tp: 2 dp: 2", 4), config("", 1), 3, world, stream);
     const auto one = single_rank();
     if (world.rank() == 0) alone = run_mesh(config("", 1), 3, *one, stream);

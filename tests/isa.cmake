@@ -1,0 +1,20 @@
+# Paths are relative to tests/. The same results on lesser processors and with more threads: operations, the reference
+# model in double, meshes against one rank, resumed runs.
+set(ISA_LESS_TESTS "-*Tiny*:*Kinds/*")
+foreach(SETTING AVX2 AVX512_CORE two_threads)
+  if(SETTING STREQUAL two_threads)
+    set(SETTING_ENVIRONMENT "TEST_THREADS=2;OMP_NUM_THREADS=2")
+  else()
+    set(SETTING_ENVIRONMENT "ONEDNN_MAX_CPU_ISA=${SETTING};OMP_NUM_THREADS=1")
+    add_test(NAME kernels_${SETTING} COMMAND test_kernels)
+  endif()
+  add_test(NAME model_${SETTING} COMMAND test_model)
+  add_test(NAME equivalence_${SETTING} COMMAND test_equivalence --gtest_filter=${ISA_LESS_TESTS})
+  add_test(NAME resume_${SETTING} COMMAND test_launch --gtest_filter=*Resume.*:Rows.*:Reshard.*:SelfcheckGolden.*)
+  foreach(PROGRAM kernels model equivalence resume)
+    if(TEST ${PROGRAM}_${SETTING})
+      set_tests_properties(${PROGRAM}_${SETTING} PROPERTIES LABELS slow TIMEOUT 900
+                           ENVIRONMENT "${SETTING_ENVIRONMENT};TEST_WATCHDOG_SECONDS=800")
+    endif()
+  endforeach()
+endforeach()
