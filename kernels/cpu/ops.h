@@ -1,18 +1,7 @@
 // The operations on CPU, as kernels/dispatch.cc calls them. The scan and attention have headers of their own.
 #pragma once
 
-#include "kernels/adamw.h"
-#include "kernels/conv1d.h"
-#include "kernels/copy.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/embedding.h"
-#include "kernels/gated_norm.h"
-#include "kernels/gemm.h"
-#include "kernels/reduce.h"
-#include "kernels/residual.h"
-#include "kernels/rmsnorm.h"
-#include "kernels/rope.h"
-#include "kernels/swiglu.h"
+#include "kernels/operations.h"
 
 namespace transxssm::cpu {
 

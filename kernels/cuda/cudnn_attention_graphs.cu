@@ -68,20 +68,13 @@ AttentionLayout::AttentionLayout(const AttentionForward& args)
       log_sum_exp(strides_of_sums(args.log_sum_exp)) {}
 
 AttentionLayout::AttentionLayout(const AttentionBackward& args)
-    : rows(args.q.size(0)),
-      tokens(args.q.size(1)),
-      heads(args.q.size(2)),
-      key_heads(args.k.size(2)),
-      head_dim(args.q.size(3)),
-      q(strides_of(args.q)),
-      k(strides_of(args.k)),
-      v(strides_of(args.v)),
-      out(strides_of(args.out)),
-      log_sum_exp(strides_of_sums(args.log_sum_exp)),
-      d_out(strides_of(args.d_out)),
-      dq(strides_of(args.dq)),
-      dk(strides_of(args.dk)),
-      dv(strides_of(args.dv)) {}
+    : AttentionLayout(AttentionForward{
+          .q = args.q, .k = args.k, .v = args.v, .out = args.out, .log_sum_exp = args.log_sum_exp}) {
+  d_out = strides_of(args.d_out);
+  dq = strides_of(args.dq);
+  dk = strides_of(args.dk);
+  dv = strides_of(args.dv);
+}
 
 ForwardGraph::ForwardGraph(const AttentionLayout& z) {
   const Sizes of_queries = {z.rows, z.heads, z.tokens, z.head_dim};

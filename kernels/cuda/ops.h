@@ -2,22 +2,7 @@
 // for the reductions to a number. f32 and bf16 activations; the rest as the headers of kernels/ say.
 #pragma once
 
-#include <span>
-
-#include "kernels/adamw.h"
-#include "kernels/attention.h"
-#include "kernels/conv1d.h"
-#include "kernels/copy.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/embedding.h"
-#include "kernels/gated_norm.h"
-#include "kernels/gemm.h"
-#include "kernels/reduce.h"
-#include "kernels/residual.h"
-#include "kernels/rmsnorm.h"
-#include "kernels/rope.h"
-#include "kernels/ssd_scan.h"
-#include "kernels/swiglu.h"
+#include "kernels/operations.h"
 
 namespace transxssm::cuda {
 
