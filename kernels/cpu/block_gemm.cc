@@ -1,5 +1,7 @@
 #include "kernels/cpu/block_gemm.h"
 
+#include <algorithm>
+
 #include "kernels/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -17,25 +19,22 @@ constexpr int kTileRows = HWY_TARGET <= HWY_AVX3 ? 8 : 4;
 // One register tile: kRows rows by kVectors vectors; with kMasked the last vector holds `lanes` columns.
 template <class T, int kRows, int kVectors, bool kMasked>
 HWY_INLINE void tile(int64_t depth, StridedMatrix<T> a, const T* HWY_RESTRICT b, int64_t ldb,
-                     T* HWY_RESTRICT c, int64_t ldc, bool accumulate, size_t lanes) {
+                     T* HWY_RESTRICT c, int64_t ldc, T beta, const T* scale, size_t lanes) {
   static_assert(!kMasked || kVectors == 1);
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t width = static_cast<int64_t>(hn::Lanes(d));
   const auto mask = hn::FirstN(d, lanes);
+  const auto old = [&](int r, int v) HWY_ATTR {
+    if constexpr (kMasked) return hn::Mul(hn::Set(d, beta), hn::MaskedLoad(mask, d, c + r * ldc));
+    return hn::Mul(hn::Set(d, beta), hn::LoadU(d, c + r * ldc + v * width));
+  };
+  const bool start = beta != 0 && scale == nullptr;
   V sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      if (!accumulate) {
-        sum[r][v] = hn::Zero(d);
-      } else if constexpr (kMasked) {
-        sum[r][v] = hn::MaskedLoad(mask, d, c + r * ldc);
-      } else {
-        sum[r][v] = hn::LoadU(d, c + r * ldc + v * width);
-      }
-    }
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = start ? old(r, v) : hn::Zero(d);
   }
   const T* HWY_RESTRICT column = a.data;
   for (int64_t k = 0; k < depth; ++k) {
@@ -57,6 +56,16 @@ HWY_INLINE void tile(int64_t depth, StridedMatrix<T> a, const T* HWY_RESTRICT b,
     column += a.column;
     b += ldb;
   }
+  if (scale != nullptr) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const V factor = hn::Set(d, scale[r]);
+        sum[r][v] = beta == 0 ? hn::Mul(factor, sum[r][v]) : hn::MulAdd(factor, sum[r][v], old(r, v));
+      }
+    }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -72,86 +81,110 @@ HWY_INLINE void tile(int64_t depth, StridedMatrix<T> a, const T* HWY_RESTRICT b,
 
 // All rows of one strip of columns.
 template <class T, int kVectors, bool kMasked>
-void strip(int64_t m, int64_t k, StridedMatrix<T> a, const T* b, int64_t ldb, T* c, int64_t ldc,
-           bool accumulate, size_t lanes) {
+void strip(int64_t m, int64_t k, StridedMatrix<T> a, const T* b, int64_t ldb, T* c, int64_t ldc, T beta,
+           const T* scale, size_t lanes) {
   int64_t i = 0;
   const auto row = [&] { return StridedMatrix<T>{a.data + i * a.row, a.row, a.column}; };
+  const auto factors = [&] { return scale == nullptr ? nullptr : scale + i; };
   for (; i + kTileRows <= m; i += kTileRows) {
-    tile<T, kTileRows, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, accumulate, lanes);
+    tile<T, kTileRows, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, beta, factors(), lanes);
   }
   if constexpr (kTileRows > 4) {
     for (; i + 4 <= m; i += 4) {
-      tile<T, 4, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, accumulate, lanes);
+      tile<T, 4, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, beta, factors(), lanes);
     }
   }
-  for (; i < m; ++i) tile<T, 1, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, accumulate, lanes);
+  for (; i < m; ++i)
+    tile<T, 1, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, beta, factors(), lanes);
 }
 
 template <class T>
 HWY_INLINE void gemm(int64_t m, int64_t n, int64_t k, StridedMatrix<T> a, const T* b, int64_t ldb, T* c,
-                     int64_t ldc, bool accumulate) {
+                     int64_t ldc, T beta, const T* scale) {
   const hn::ScalableTag<T> d;
   const int64_t width = static_cast<int64_t>(hn::Lanes(d));
   int64_t j = 0;
   for (; j + 2 * width <= n; j += 2 * width) {
-    strip<T, 2, false>(m, k, a, b + j, ldb, c + j, ldc, accumulate, 0);
+    strip<T, 2, false>(m, k, a, b + j, ldb, c + j, ldc, beta, scale, 0);
   }
   if (j + width <= n) {
-    strip<T, 1, false>(m, k, a, b + j, ldb, c + j, ldc, accumulate, 0);
+    strip<T, 1, false>(m, k, a, b + j, ldb, c + j, ldc, beta, scale, 0);
     j += width;
   }
-  if (j < n) strip<T, 1, true>(m, k, a, b + j, ldb, c + j, ldc, accumulate, static_cast<size_t>(n - j));
+  if (j < n) strip<T, 1, true>(m, k, a, b + j, ldb, c + j, ldc, beta, scale, static_cast<size_t>(n - j));
 }
 
 void gemm_f32(int64_t m, int64_t n, int64_t k, StridedMatrix<float> a, const float* b, int64_t ldb, float* c,
-              int64_t ldc, bool accumulate) {
-  gemm(m, n, k, a, b, ldb, c, ldc, accumulate);
+              int64_t ldc, float beta, const float* scale) {
+  gemm(m, n, k, a, b, ldb, c, ldc, beta, scale);
 }
 
 void gemm_f64(int64_t m, int64_t n, int64_t k, StridedMatrix<double> a, const double* b, int64_t ldb,
-              double* c, int64_t ldc, bool accumulate) {
-  gemm(m, n, k, a, b, ldb, c, ldc, accumulate);
+              double* c, int64_t ldc, double beta, const double* scale) {
+  gemm(m, n, k, a, b, ldb, c, ldc, beta, scale);
 }
 
-// In blocks of one 128-bit vector: 4 x 4 floats or 2 x 2 doubles (1 x 1 without vectors, where the
-// interleaving functions do not exist: hence their names without a namespace, looked up by argument).
+// Blocks of 128 bits from every kBlock-th row, the first row's lowest.
+template <int64_t kBlock, class D, class T = hn::TFromD<D>>
+HWY_INLINE hn::Vec<D> load_blocks(D d, const T* from, int64_t ld) {
+  if constexpr (hn::MaxLanes(D()) <= kBlock) {
+    return hn::LoadU(d, from);
+  } else {
+    const hn::Half<D> half;
+    const int64_t rows = static_cast<int64_t>(hn::MaxLanes(half));
+    return Combine(d, load_blocks<kBlock>(half, from + rows * ld, ld), load_blocks<kBlock>(half, from, ld));
+  }
+}
+
+// Columns [0, columns) of one strip of as many rows as a vector has lanes: in blocks of 128 bits, 4 x 4
+// floats or 2 x 2 doubles (1 x 1 without vectors, where the interleaving functions do not exist: hence their
+// names without a namespace, looked up by argument).
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE void transpose_strip(D d, int64_t columns, const T* in, int64_t ld_in, T* out, int64_t ld_out,
+                                T scale) {
+  constexpr int64_t kLanes = hn::MaxLanes(D()), kBlock = std::min<int64_t>(kLanes, 16 / sizeof(T));
+  const auto factor = hn::Set(d, scale);
+  int64_t j = 0;
+  for (; j + kBlock <= columns; j += kBlock) {
+    const auto row = [&](int64_t i) HWY_ATTR {
+      return hn::Mul(factor, load_blocks<kBlock>(d, in + i * ld_in + j, ld_in));
+    };
+    T* to = out + j * ld_out;
+    const auto a0 = row(0);
+    if constexpr (kBlock == 4) {
+      const auto a1 = row(1), a2 = row(2), a3 = row(3);
+      const auto low02 = InterleaveLower(d, a0, a2), low13 = InterleaveLower(d, a1, a3);
+      const auto high02 = InterleaveUpper(d, a0, a2), high13 = InterleaveUpper(d, a1, a3);
+      hn::StoreU(InterleaveLower(d, low02, low13), d, to);
+      hn::StoreU(InterleaveUpper(d, low02, low13), d, to + ld_out);
+      hn::StoreU(InterleaveLower(d, high02, high13), d, to + 2 * ld_out);
+      hn::StoreU(InterleaveUpper(d, high02, high13), d, to + 3 * ld_out);
+    } else if constexpr (kBlock == 2) {
+      const auto a1 = row(1);
+      hn::StoreU(InterleaveLower(d, a0, a1), d, to);
+      hn::StoreU(InterleaveUpper(d, a0, a1), d, to + ld_out);
+    } else {
+      hn::StoreU(a0, d, to);
+    }
+  }
+  for (; j < columns; ++j) {
+    for (int64_t r = 0; r < kLanes; ++r) out[j * ld_out + r] = scale * in[r * ld_in + j];
+  }
+}
+
 template <class T>
 HWY_INLINE void transpose_blocks(int64_t rows, int64_t columns, const T* in, int64_t ld_in, T* out,
                                  int64_t ld_out, T scale) {
-  const hn::CappedTag<T, 16 / sizeof(T)> d;
-  constexpr int64_t kBlock = hn::MaxLanes(d);
-  const auto factor = hn::Set(d, scale);
-  const int64_t whole_rows = rows / kBlock * kBlock;
-  const int64_t whole_columns = columns / kBlock * kBlock;
-  for (int64_t r = 0; r < whole_rows; r += kBlock) {
-    for (int64_t j = 0; j < whole_columns; j += kBlock) {
-      const T* from = in + r * ld_in + j;
-      T* to = out + j * ld_out + r;
-      const auto a0 = hn::Mul(factor, hn::LoadU(d, from));
-      if constexpr (kBlock == 4) {
-        const auto a1 = hn::Mul(factor, hn::LoadU(d, from + ld_in));
-        const auto a2 = hn::Mul(factor, hn::LoadU(d, from + 2 * ld_in));
-        const auto a3 = hn::Mul(factor, hn::LoadU(d, from + 3 * ld_in));
-        const auto low02 = InterleaveLower(d, a0, a2), low13 = InterleaveLower(d, a1, a3);
-        const auto high02 = InterleaveUpper(d, a0, a2), high13 = InterleaveUpper(d, a1, a3);
-        hn::StoreU(InterleaveLower(d, low02, low13), d, to);
-        hn::StoreU(InterleaveUpper(d, low02, low13), d, to + ld_out);
-        hn::StoreU(InterleaveLower(d, high02, high13), d, to + 2 * ld_out);
-        hn::StoreU(InterleaveUpper(d, high02, high13), d, to + 3 * ld_out);
-      } else if constexpr (kBlock == 2) {
-        const auto a1 = hn::Mul(factor, hn::LoadU(d, from + ld_in));
-        hn::StoreU(InterleaveLower(d, a0, a1), d, to);
-        hn::StoreU(InterleaveUpper(d, a0, a1), d, to + ld_out);
-      } else {
-        hn::StoreU(a0, d, to);
-      }
+  int64_t r = 0;
+  const auto strips = [&](auto d) HWY_ATTR {
+    constexpr int64_t kLanes = hn::MaxLanes(decltype(d)());
+    for (; r + kLanes <= rows; r += kLanes) {
+      transpose_strip(d, columns, in + r * ld_in, ld_in, out + r, ld_out, scale);
     }
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = r < whole_rows ? whole_columns : 0; j < columns; ++j) {
-      out[j * ld_out + r] = scale * in[r * ld_in + j];
-    }
-  }
+  };
+  strips(hn::ScalableTag<T>());
+  strips(hn::CappedTag<T, 16 / sizeof(T)>());
+  strips(hn::CappedTag<T, 1>());
 }
 
 void transpose_f32(int64_t rows, int64_t columns, const float* in, int64_t ld_in, float* out, int64_t ld_out,
@@ -176,13 +209,13 @@ HWY_EXPORT(transpose_f32);
 HWY_EXPORT(transpose_f64);
 
 void block_gemm(int64_t m, int64_t n, int64_t k, StridedMatrix<float> a, const float* b, int64_t ldb,
-                float* c, int64_t ldc, bool accumulate) {
-  HWY_DYNAMIC_DISPATCH(gemm_f32)(m, n, k, a, b, ldb, c, ldc, accumulate);
+                float* c, int64_t ldc, float beta, const float* scale) {
+  HWY_DYNAMIC_DISPATCH(gemm_f32)(m, n, k, a, b, ldb, c, ldc, beta, scale);
 }
 
 void block_gemm(int64_t m, int64_t n, int64_t k, StridedMatrix<double> a, const double* b, int64_t ldb,
-                double* c, int64_t ldc, bool accumulate) {
-  HWY_DYNAMIC_DISPATCH(gemm_f64)(m, n, k, a, b, ldb, c, ldc, accumulate);
+                double* c, int64_t ldc, double beta, const double* scale) {
+  HWY_DYNAMIC_DISPATCH(gemm_f64)(m, n, k, a, b, ldb, c, ldc, beta, scale);
 }
 
 void transpose(int64_t rows, int64_t columns, const float* in, int64_t ld_in, float* out, int64_t ld_out,

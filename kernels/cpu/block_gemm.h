@@ -14,12 +14,13 @@ struct StridedMatrix {
   int64_t column;
 };
 
-// c[m,n] (+)= a[m,k] b[k,n]; rows of b and c have unit stride, ldb and ldc elements apart. The sum over k
-// runs upwards, one fused multiply-add an element (where the processor has them).
+// c[m,n] = beta c + diag(scale) a[m,k] b[k,n], the diagonal all ones without `scale`; c is not read with
+// beta 0. Rows of b and c have unit stride, ldb and ldc elements apart. The sum over k runs upwards, one
+// fused multiply-add an element (where the processor has them).
 void block_gemm(int64_t m, int64_t n, int64_t k, StridedMatrix<float> a, const float* b, int64_t ldb,
-                float* c, int64_t ldc, bool accumulate);
+                float* c, int64_t ldc, float beta, const float* scale = nullptr);
 void block_gemm(int64_t m, int64_t n, int64_t k, StridedMatrix<double> a, const double* b, int64_t ldb,
-                double* c, int64_t ldc, bool accumulate);
+                double* c, int64_t ldc, double beta, const double* scale = nullptr);
 
 // out[c,r] = scale * in[r,c]; rows of unit stride, ld_in and ld_out elements apart.
 void transpose(int64_t rows, int64_t columns, const float* in, int64_t ld_in, float* out, int64_t ld_out,

@@ -13,17 +13,18 @@
 
 namespace transxssm::cpu {
 
-// c[m,n] (+)= a[m,k] b[k,n]. The pair of elements (m, 2i) and (m, 2i + 1) of a is at
-// a.data + m a.row + i a.column; b is [k/2, n, 2] with ldb pairs from row to row. With an odd k both end with
-// a zero.
+// c[m,n] = beta c + diag(scale) a[m,k] b[k,n], as block_gemm of f32. The pair of elements (m, 2i) and (m, 2i
+// + 1) of a is at a.data + m a.row + i a.column; b is [k/2, n, 2] with ldb pairs from row to row. With an odd
+// k both end with a zero.
 void block_gemm(int64_t m, int64_t n, int64_t k, StridedMatrix<BFloat16> a, const BFloat16* b, int64_t ldb,
-                float* c, int64_t ldc, bool accumulate);
+                float* c, int64_t ldc, float beta, const float* scale = nullptr);
 
 // out = in, rounded to nearest even (subnormals to zero); with an odd number of columns one zero behind them.
 void pack_rows(int64_t rows, int64_t columns, const float* in, int64_t ld_in, BFloat16* out, int64_t ld_out);
 
-// out[i,j] = (in[2i,j], in[2i+1,j]); ld_out in pairs.
-void pack_pairs(int64_t rows, int64_t columns, const float* in, int64_t ld_in, BFloat16* out, int64_t ld_out);
+// out[i,j] = (in[2i,j], in[2i+1,j]), with `weights` row r of `in` times weights[r]; ld_out in pairs.
+void pack_pairs(int64_t rows, int64_t columns, const float* in, int64_t ld_in, BFloat16* out, int64_t ld_out,
+                const float* weights = nullptr);
 void pack_pairs(int64_t rows, int64_t columns, const BFloat16* in, int64_t ld_in, BFloat16* out,
                 int64_t ld_out);
 

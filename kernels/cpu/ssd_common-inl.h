@@ -24,9 +24,11 @@ namespace transxssm::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Score matrices [q,q] of a chunk are lower triangles, handled in strips of rows that stay in a near cache;
-// inside a strip, blocks of kTriangleBlock rows stop at the diagonal.
-constexpr int64_t kStripRows = 64;
+// The model's chunk says where states are kept and from where positions count. Inside it work goes on in
+// blocks of at most kBlockTokens: as results do not depend on where a row is cut, that alone decides what
+// products with scores cost, and a block's operands stay in a near cache. Score matrices [q,q] of a block are
+// lower triangles: blocks of kTriangleBlock rows stop at the diagonal.
+constexpr int64_t kBlockTokens = 64;
 constexpr int64_t kTriangleBlock = 16;
 constexpr double kSoftplusThreshold = 20;  // softplus(v) = v beyond it
 
@@ -40,20 +42,22 @@ struct ScanSizes {
         groups(in.b.size(2)),
         chunk(in.chunk),
         chunks(ssd_num_chunks(tokens, chunk)),
-        longest(std::min(chunk, tokens)),
+        longest(std::min({chunk, tokens, kBlockTokens})),
         padded((longest + kTriangleBlock - 1) / kTriangleBlock * kTriangleBlock),
-        by_group(fills_threads(stream.num_threads(), rows * groups)),
-        slots(by_group ? std::min<int64_t>(2, chunks) : chunks) {}
+        most_blocks(ssd_num_chunks(std::min(chunk, tokens), kBlockTokens)),
+        by_group(fills_threads(stream.num_threads(), rows * groups)) {}
   int64_t length(int64_t c) const { return std::min(chunk, tokens - c * chunk); }  // tokens of chunk c
+  int64_t blocks(int64_t c) const { return ssd_num_chunks(length(c), kBlockTokens); }
   int64_t heads_per_group() const { return heads / groups; }
+  int64_t state_size() const { return head_dim * state_dim; }
   int64_t rows, tokens, heads, head_dim, state_dim, groups, chunk, chunks;
-  int64_t longest;  // tokens of the longest chunk
+  int64_t longest;  // tokens of the longest block
   int64_t padded;   // the same, rounded up: leading dimension of score matrices
-  // Where there are tasks enough for all threads, one thread takes a group through all chunks and finds a
-  // chunk's tokens in its cache again; else the states are formed first, then all chunks at once. Same bits
-  // either way.
+  int64_t most_blocks;
+  // Where there are tasks enough for all threads, one thread takes a group through all chunks; else the
+  // states that enter (backward: the gradients of those that leave) the chunks are formed first, then all
+  // chunks at once. Same bits either way.
   bool by_group;
-  int64_t slots;  // chunks whose states and decays are kept at a time: chunk c in slot c % slots
 
  private:
   static bool fills_threads(int64_t threads, int64_t tasks) {
@@ -61,45 +65,32 @@ struct ScanSizes {
   }
 };
 
-// Runs state(buffers, row, chunk, head) and then rest(buffers, row, chunk, group) for all of them, with the
-// thread's buffers; a head's chunks come in order, upwards or downwards.
-template <class Buffers, class State, class Rest>
-void for_chunks(const Stream& stream, const ScanSizes& z, bool upwards, const Buffers& buffers, State&& state,
-                Rest&& rest) {
-  const auto chunk = [&](int64_t step) { return upwards ? step : z.chunks - 1 - step; };
-  if (z.by_group) {
-    parallel_items(stream, z.rows * z.groups, [&](int64_t i, int thread) {
-      const int64_t row = i / z.groups, group = i % z.groups, heads = z.heads_per_group();
-      const auto own = buffers(thread);
-      for (int64_t step = 0; step < z.chunks; ++step) {
-        for (int64_t h = 0; h < heads; ++h) state(own, row, chunk(step), group * heads + h);
-        rest(own, row, chunk(step), group);
-      }
-    });
-    return;
-  }
-  parallel_items(stream, z.rows * z.heads, [&](int64_t i, int thread) {
-    const auto own = buffers(thread);
-    for (int64_t step = 0; step < z.chunks; ++step) state(own, i / z.heads, chunk(step), i % z.heads);
-  });
-  parallel_items(stream, z.rows * z.chunks * z.groups, [&](int64_t i, int thread) {
-    const int64_t c = i / z.groups;
-    rest(buffers(thread), c / z.chunks, c % z.chunks, i % z.groups);
-  });
-}
+// Block b of chunk c.
+struct ScanBlock {
+  ScanBlock(const ScanSizes& z, int64_t c, int64_t b)
+      : position(b * kBlockTokens),
+        begin(c * z.chunk + position),
+        length(std::min(kBlockTokens, z.length(c) - position)) {}
+  int64_t position;  // of its first token in the chunk
+  int64_t begin;     // the same in the row
+  int64_t length;
+};
 
-// Asks for a token's row [.., index, :] before it is needed: rows of one head lie far apart, and the
-// processor foresees no such steps. Any token may be named. With kWrite the row is to be written.
+// Asks for `count` tokens' rows [.., index, :] before they are needed: rows of one head lie far apart, and
+// the processor foresees no such steps. Any tokens may be named. With kWrite the rows are to be written.
 template <bool kWrite = false>
-void prefetch_row(const Tensor& tensor, int64_t row, int64_t token, int64_t index) {
+void prefetch_rows(const Tensor& tensor, int64_t row, int64_t begin, int64_t count, int64_t index) {
   constexpr int64_t kCacheLine = 64;
-  const int64_t size = dtype_bytes(tensor.dtype());
-  const auto* line = static_cast<const std::byte*>(tensor.raw()) +
-                     (row * tensor.stride(0) + token * tensor.stride(1) + index * tensor.stride(2)) * size;
-  for (int64_t i = 0; i < tensor.size(3) * size; i += kCacheLine) __builtin_prefetch(line + i, kWrite, 2);
+  const int64_t size = dtype_bytes(tensor.dtype()), step = tensor.stride(1) * size;
+  const int64_t width = tensor.size(3) * size;
+  const auto* line = static_cast<const std::byte*>(tensor.raw()) + row * tensor.stride(0) * size +
+                     begin * step + index * tensor.stride(2) * size;
+  for (int64_t i = 0; i < count; ++i, line += step) {
+    for (int64_t j = 0; j < width; j += kCacheLine) __builtin_prefetch(line + j, kWrite, 2);
+  }
 }
 
-// first[i]: the last document start at or before token i of the chunk, -1 where there is none. Tokens with
+// first[i]: the last document start at or before token i of the block, -1 where there is none. Tokens with
 // one `first` see each other; those with -1 see the state that enters.
 inline void find_segments(const Tensor& start, int64_t row, int64_t begin, int64_t length, int32_t* first) {
   int32_t last = -1;
@@ -109,32 +100,34 @@ inline void find_segments(const Tensor& start, int64_t row, int64_t begin, int64
   }
 }
 
-// Of one head in one chunk; g is the running sum of a dt. g comes as high + low, because the differences of g
+// Of one head in one block; g is the running sum of a dt. g comes as high + low, because the differences of g
 // that the scores need must be right relative to themselves.
 template <class T>
 struct Decay {
-  static constexpr int64_t kArrays = 5;
-  // In `decays`, [rows, heads, slots, kArrays, padded].
-  Decay(T* decays, const ScanSizes& z, int64_t row, int64_t head, int64_t c)
-      : dt(decays + ((row * z.heads + head) * z.slots + c % z.slots) * kArrays * z.padded),
-        high(dt + z.padded),
-        low(high + z.padded),
-        into(low + z.padded),
-        out(into + z.padded) {}
+  static constexpr int64_t kArrays = 6;
+  // In `memory`, [kArrays, padded].
+  Decay(T* memory, int64_t padded)
+      : dt(memory),
+        high(dt + padded),
+        low(high + padded),
+        into(low + padded),
+        out(into + padded),
+        weight(out + padded) {}
   T* dt;
   T* high;
   T* low;
-  T* into;  // exp(g_i): weight of the entering state at token i; 0 behind a document start
-  T* out;   // exp(g_last - g_j): weight of token j in the leaving state; 0 before a document start
+  T* into;    // exp(g_i): weight of the entering state at token i; 0 behind a document start
+  T* out;     // exp(g_last - g_j): weight of token j in the leaving state; 0 before a document start
+  T* weight;  // out dt
 };
 
 template <class T>
-void compute_decay(const SsdInput& in, const ScanSizes& sizes, int64_t row, int64_t head, int64_t c,
+void compute_decay(const SsdInput& in, const ScanBlock& block, int64_t row, int64_t head,
                    const int32_t* first, const Decay<T>& decay) {
-  const int64_t q = sizes.length(c);
+  const int64_t q = block.length;
   const T bias = *address<T>(in.dt_bias, head);
   const double a = -std::exp(static_cast<double>(*address<T>(in.a_log, head)));
-  for (int64_t i = 0; i < q; ++i) decay.dt[i] = *address<T>(in.u, row, c * sizes.chunk + i, head) + bias;
+  for (int64_t i = 0; i < q; ++i) decay.dt[i] = *address<T>(in.u, row, block.begin + i, head) + bias;
   for_lanes<T>(q, [&](auto d, int64_t i) HWY_ATTR {
     const auto v = hn::LoadU(d, decay.dt + i), threshold = hn::Set(d, T(kSoftplusThreshold));
     const auto soft = hn::Log1p(d, hn::Exp(d, hn::Min(v, threshold)));
@@ -158,6 +151,7 @@ void compute_decay(const SsdInput& in, const ScanSizes& sizes, int64_t row, int6
     if (first[i] >= 0) decay.into[i] = 0;
     if (i < first[q - 1]) decay.out[i] = 0;
   }
+  for (int64_t i = 0; i < q; ++i) decay.weight[i] = decay.out[i] * decay.dt[i];
 }
 
 // out = scale R(position) in, the other way round with sign -1; out may be in. Without tables R is the
@@ -197,88 +191,105 @@ T scale_of_c(const SsdInput& in, int64_t row, int64_t token) {
   return in.c_scale ? *address<T>(in.c_scale, row, token) : T(1);
 }
 
-// A state [P,N] of the chunks' tensor: itself, or widened from bf16 to `buffer`.
-template <class T>
-const T* chunk_state(const ScanSizes& z, const Tensor& states, int64_t row, int64_t slot, int64_t head,
-                     T* buffer) {
-  if (states.dtype() == DTypeOf<T>::value) return address<T>(states, row, slot, head);
-  if constexpr (std::is_same_v<T, float>) {
-    const int64_t size = z.head_dim * z.state_dim;
-    pack(address<BFloat16>(states, row, slot, head), size, 1, size, buffer);
-  }
-  return buffer;
-}
-
-// Rows [begin, end) of out = left right, columns up to the diagonal's block. `left` and `out` start at row
-// begin; `right` has rows `ld` apart.
-template <class E, class T>
-void lower_scores(int64_t begin, int64_t end, int64_t depth, const E* left, const E* right, int64_t ld,
-                  T* out) {
-  for (int64_t i = begin; i < end; i += kTriangleBlock) {
-    const int64_t m = std::min(kTriangleBlock, end - i);
-    block_gemm(m, i + m, depth, Operand<E>{left + (i - begin) * depth, depth}.rows(), right, ld,
-               out + (i - begin) * ld, ld, false);
+// Tokens of a group's B or C in the chunk's frame, times `scale`(i): rows [length,N] of `to`.
+template <class S, class T, class Scale>
+void rotate_rows(const SsdInput& in, const ScanSizes& z, const ScanBlock& block, const Tensor& from,
+                 int64_t row, int64_t group, Scale&& scale, T* to) {
+  const int64_t stride = from.stride(1);
+  const S* token = address<S>(from, row, block.begin, group);
+  for (int64_t i = 0; i < block.length; ++i) {
+    rotate(in, block.position + i, T(1), scale(i), z.state_dim, token + i * stride, to + i * z.state_dim);
   }
 }
 
-// `rows` and `pairs` of a strip [begin, end) of a lower-triangular matrix with rows `ld` apart, up to the
-// diagonal's block.
+// `pairs` of rows times weights, in `buffer` of pairs_size; the columns are even in number.
 template <class E, class T>
-const E* lower_rows(int64_t begin, int64_t end, const T* strip, int64_t ld, E* buffer) {
-  if constexpr (std::is_same_v<E, T>) return strip;
+Operand<E> as_weighted_pairs(int64_t rows, int64_t columns, const T* tile, const T* weights, E* buffer) {
   if constexpr (std::is_same_v<E, BFloat16>) {
-    for (int64_t i = begin; i < end; i += kTriangleBlock) {
-      const int64_t m = std::min(kTriangleBlock, end - i), at = (i - begin) * ld;
-      pack_rows(m, i + kTriangleBlock, strip + at, ld, buffer + at, ld);
+    pack_pairs(rows, columns, tile, columns, buffer, columns, weights);
+  } else {
+    for (int64_t i = 0; i < rows; ++i) {
+      for_lanes<T>(columns, [&](auto d, int64_t j) HWY_ATTR {
+        const auto x = hn::LoadU(d, tile + i * columns + j);
+        hn::StoreU(hn::Mul(x, hn::Set(d, weights[i])), d, buffer + i * columns + j);
+      });
+    }
+  }
+  return {buffer, columns};
+}
+
+// Rows of results: rounded to bf16, as operands are where the processor does that.
+template <class E, class T, class S>
+void write_rows(int64_t rows, int64_t columns, const T* from, S* to, int64_t ld_to) {
+  if constexpr (std::is_same_v<E, BFloat16>) {
+    pack_rows(rows, columns, from, columns, to, ld_to);
+  } else {
+    pack(from, columns, rows, columns, to, ld_to);
+  }
+}
+
+// Scores of a block of q tokens: out = left right, columns up to the diagonal's block. `right` and `out` have
+// rows `ld` apart.
+template <class E, class T>
+void lower_scores(int64_t q, int64_t depth, const Operand<E>& left, const E* right, int64_t ld, T* out) {
+  for (int64_t i = 0; i < q; i += kTriangleBlock) {
+    const int64_t m = std::min(kTriangleBlock, q - i);
+    block_gemm(m, i + m, depth, Operand<E>{left.data + i * left.ld, left.ld}.rows(), right, ld, out + i * ld,
+               ld, T(0));
+  }
+}
+
+// `rows` and `pairs` of a lower-triangular matrix with rows `ld` apart, up to the diagonal's block.
+template <class E, class T>
+const E* lower_rows(int64_t q, const T* lower, int64_t ld, E* buffer) {
+  if constexpr (std::is_same_v<E, T>) return lower;
+  if constexpr (std::is_same_v<E, BFloat16>) {
+    for (int64_t i = 0; i < q; i += kTriangleBlock) {
+      pack_rows(std::min(kTriangleBlock, q - i), i + kTriangleBlock, lower + i * ld, ld, buffer + i * ld, ld);
     }
   }
   return buffer;
 }
 template <class E, class T>
-const E* lower_pairs(int64_t begin, int64_t end, const T* strip, int64_t ld, E* buffer) {
-  if constexpr (std::is_same_v<E, T>) return strip;
+const E* lower_pairs(int64_t q, const T* lower, int64_t ld, E* buffer) {
+  if constexpr (std::is_same_v<E, T>) return lower;
   if constexpr (std::is_same_v<E, BFloat16>) {
-    for (int64_t i = begin; i < end; i += kTriangleBlock) {
-      const int64_t m = std::min(kTriangleBlock, end - i), at = (i - begin) * ld;
-      pack_pairs(m, i + kTriangleBlock, strip + at, ld, buffer + at, ld);
+    for (int64_t i = 0; i < q; i += kTriangleBlock) {
+      pack_pairs(std::min(kTriangleBlock, q - i), i + kTriangleBlock, lower + i * ld, ld, buffer + i * ld,
+                 ld);
     }
   }
   return buffer;
 }
 
-// Rows [begin, end) of c += lower b, with `rows` of lower. `lower` and `c` start at row begin.
+// c = beta c + lower b, with `rows` of lower.
 template <class E, class T>
-void add_lower_product(int64_t begin, int64_t end, int64_t columns, const E* lower, int64_t ld, const E* b,
-                       T* c, int64_t ldc) {
-  for (int64_t i = begin; i < end; i += kTriangleBlock) {
-    const int64_t m = std::min(kTriangleBlock, end - i);
-    block_gemm(m, columns, i + m, Operand<E>{lower + (i - begin) * ld, ld}.rows(), b, columns,
-               c + (i - begin) * ldc, ldc, true);
+void lower_product(int64_t q, int64_t columns, const E* lower, int64_t ld, const Operand<E>& b, T* c,
+                   int64_t ldc, T beta) {
+  for (int64_t i = 0; i < q; i += kTriangleBlock) {
+    const int64_t m = std::min(kTriangleBlock, q - i);
+    block_gemm(m, columns, i + m, Operand<E>{lower + i * ld, ld}.rows(), b.data, b.ld, c + i * ldc, ldc,
+               beta);
   }
 }
 
-// c += lower^T b with rows [begin, end) of lower, in `pairs`, and b; `lower` starts at row begin, b and c at
-// row 0.
+// c += lower^T b, with `pairs` of lower and b.
 template <class E, class T>
-void add_lower_transposed_product(int64_t begin, int64_t end, int64_t columns, const E* lower, int64_t ld,
-                                  const E* b, T* c) {
-  if (begin > 0) {
-    block_gemm(begin, columns, end - begin, Operand<E>{lower, ld}.transposed(), b + begin * columns, columns,
-               c, columns, true);
-  }
-  for (int64_t j = begin; j < end; j += kTriangleBlock) {
-    const int64_t m = std::min(kTriangleBlock, end - j);
-    const Operand<E> block{lower + (j - begin) * ld + j * kPair<E>, ld};
-    block_gemm(m, columns, end - j, block.transposed(), b + j * columns, columns, c + j * columns, columns,
-               true);
+void add_lower_transposed_product(int64_t q, int64_t columns, const E* lower, int64_t ld, const Operand<E>& b,
+                                  T* c) {
+  for (int64_t j = 0; j < q; j += kTriangleBlock) {
+    const int64_t m = std::min(kTriangleBlock, q - j);
+    const Operand<E> block{lower + j * ld + j * kPair<E>, ld};
+    block_gemm(m, columns, q - j, block.transposed(), b.data + j * b.ld, b.ld, c + j * columns, columns,
+               T(1));
   }
 }
 
 // Calls fn(d, j, L) for the vectors of row i of the decay matrix L, L_ij = exp(g_i - g_j) for the tokens j
 // that token i sees and 0 elsewhere (masked whatever the exponent was), from column 0 to the block of the
-// diagonal. With bf16 operands, which ask for less, columns before the diagonal's block are a product of a
-// factor of the row and one of the column, both at most 1: exp(g_i - g_t) exp(g_t - g_j), t the block's first
-// row. `factors` keeps them, [16 + padded], from row t on: rows come upwards.
+// diagonal. Columns before the diagonal's block are a product of a factor of the row and one of the column,
+// both at most 1: exp(g_i - g_t) exp(g_t - g_j), t the block's first row. `factors` keeps them, [16 +
+// padded], from row t on: rows come upwards.
 template <class E, class T, class Fn>
 HWY_INLINE void for_decay_row(int64_t i, const int32_t* first, const Decay<T>& decay, T* factors, Fn&& fn) {
   const hn::CappedTag<T, kTriangleBlock> d;
@@ -291,21 +302,21 @@ HWY_INLINE void for_decay_row(int64_t i, const int32_t* first, const Decay<T>& d
         hn::Add(hn::Sub(high, hn::LoadU(d, decay.high + j)), hn::Sub(low, hn::LoadU(d, decay.low + j)));
     return weight_exp<E>(d, hn::Min(hn::Mul(hn::Set(d, sign), difference), hn::Zero(d)));
   };
+  if (i == block) {
+    for (int64_t j = 0; j < kTriangleBlock; j += lanes)
+      hn::StoreU(weights(block, block + j, T(-1)), d, factors + j);
+    for (int64_t j = 0; j < block; j += lanes)
+      hn::StoreU(weights(block, j, T(1)), d, factors + kTriangleBlock + j);
+  }
+  const auto factor = hn::Set(d, factors[i - block]);
   int64_t j = 0;
-  if constexpr (kPair<E> == 2) {
-    if (i == block) {
-      hn::StoreU(weights(block, block, T(-1)), d, factors);
-      for (; j < block; j += lanes) hn::StoreU(weights(block, j, T(1)), d, factors + kTriangleBlock + j);
-    }
-    const auto factor = hn::Set(d, factors[i - block]);
-    for (j = 0; j < block; j += lanes) {
-      const auto l = hn::Mul(factor, hn::LoadU(d, factors + kTriangleBlock + j));
-      if (j >= begin) {
-        fn(d, j, l);
-      } else {
-        const auto seen = hn::Ge(hn::Iota(d, static_cast<T>(j)), hn::Set(d, static_cast<T>(begin)));
-        fn(d, j, hn::IfThenElseZero(seen, l));
-      }
+  for (; j < block; j += lanes) {
+    const auto l = hn::Mul(factor, hn::LoadU(d, factors + kTriangleBlock + j));
+    if (j >= begin) {
+      fn(d, j, l);
+    } else {
+      const auto seen = hn::Ge(hn::Iota(d, static_cast<T>(j)), hn::Set(d, static_cast<T>(begin)));
+      fn(d, j, hn::IfThenElseZero(seen, l));
     }
   }
   const auto from = hn::Set(d, static_cast<T>(begin)), to = hn::Set(d, static_cast<T>(i));

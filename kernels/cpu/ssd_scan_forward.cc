@@ -26,151 +26,190 @@ struct ScanForwardBuffers {
     // Where an operand is the matrix itself, and where y is written in place, their buffers take nothing.
     const bool pairs = kPair<E> == 2, rounded = !std::is_same_v<typename P::Storage, T>;
     take(first, q);
+    take(decay, Decay<T>::kArrays * z.padded);
     take(b, q * n);
     take(b_columns, n * z.padded);
-    take(b_pairs, pairs ? z.padded * n : 0);
+    take(weighted_b, z.padded * n);
     take(c, q * n);
     take(scores, z.padded * z.padded);
-    take(weights, kStripRows * z.padded);
-    take(weight_rows, pairs ? kStripRows * z.padded : 0);
+    take(weights, z.padded * z.padded);
+    take(weight_rows, pairs ? z.padded * z.padded : 0);
     take(factors, kTriangleBlock + z.padded);
-    take(x, q * p);
-    take(x_pairs, pairs ? z.padded * p : 0);
+    take(x, rounded ? z.padded * p : 0);
     take(y, rounded ? q * p : 0);
-    take(state, rounded ? p * n : n);
-    take(state_columns, n * p);
+    take(states, z.heads_per_group() * n * p);
+    take(line, n * p);
   }
   int32_t* first;
-  E* b;  // rotated, [q,N]
-  E* b_columns;
-  E* b_pairs;
-  E* c;       // rotated, [q,N]
+  T* decay;
+  T* b;  // rotated, [q,N]
+  T* b_columns;
+  E* weighted_b;
+  T* c;       // rotated, [q,N]
   T* scores;  // C B^T, [q,q]
   T* weights;
   E* weight_rows;
   T* factors;
-  E* x;  // [q,P]
-  E* x_pairs;
-  T* y;      // [q,P]
-  T* state;  // widened; when decoding one line of it
-  E* state_columns;
+  E* x;       // [q,P]
+  T* y;       // [q,P]
+  T* states;  // of the group's heads, [N,P]
+  T* line;    // of a state; a state transposed
 };
 
-// States of the chunks: where a caller keeps them rounded, they are carried from chunk to chunk unrounded.
-struct ScanStates {
-  Tensor entering;  // [B, slots or chunks, H, P, N]
-  Tensor carried;   // [B,H,P,N] or empty: carried in `entering`
-  int64_t slots;
-};
-
-// One head, one chunk: its decays, and the state that leaves it from the one that enters. Chunks go upwards.
+// Heads [head, head + heads) of one group in one row; their states are in the thread's memory, [N,P], in the
+// frame of the chunk's first token.
 template <class P>
-void forward_state(const SsdForward& args, const ScanSizes& z, const ScanStates& states,
-                   typename P::Real* decays, const ScanForwardBuffers<P>& buffer, int64_t row, int64_t c,
-                   int64_t head) {
+class ScanForward {
+ public:
   using T = typename P::Real;
   using E = typename P::Operand;
   using S = typename P::Storage;
-  const SsdInput& in = args.in;
-  const int64_t group = head / z.heads_per_group(), size = z.head_dim * z.state_dim;
-  const int64_t q = z.length(c), begin = c * z.chunk;
-  T* state = states.carried ? address<T>(states.carried, row, head)
-                            : address<T>(states.entering, row, c % states.slots, head);
-  if (c == 0 && in.initial_state) {
-    std::copy_n(address<T>(in.initial_state, row, head), size, state);
-  } else if (c == 0) {
-    std::fill_n(state, size, T(0));
-  }
-  if constexpr (!std::is_same_v<S, T>) {
-    if (states.carried) pack(state, size, 1, size, address<BFloat16>(states.entering, row, c, head));
-  }
-  const Decay<T> decay(decays, z, row, head, c);
-  find_segments(in.start, row, begin, q, buffer.first);
-  compute_decay(in, z, row, head, c, buffer.first, decay);
-  const bool last = c + 1 == z.chunks;
-  if (last && !args.final_state) return;
-  T* next = last             ? address<T>(args.final_state, row, head)
-            : states.carried ? state
-                             : address<T>(states.entering, row, (c + 1) % states.slots, head);
-  const T carry = decay.into[q - 1];
-  for (int64_t i = 0; i < size; ++i) next[i] = carry * state[i];
-  for (int64_t j = 0; j < q; ++j) {
-    rotate(in, j, T(1), decay.out[j] * decay.dt[j], z.state_dim, address<S>(in.b, row, begin + j, group),
-           buffer.b + j * z.state_dim);
-  }
-  E* x_buffer = kPair<E> == 2 ? buffer.x_pairs : buffer.x;
-  const Operand<E> x =
-      as_pairs<E>(q, z.head_dim, address<S>(in.x, row, begin, head), in.x.stride(1), x_buffer);
-  const Operand<E> b = as_pairs<E>(q, z.state_dim, buffer.b, z.state_dim, buffer.b_pairs);
-  block_gemm(z.head_dim, z.state_dim, q, x.transposed(), b.data, z.state_dim, next, z.state_dim, true);
-  rotate_state(in, z, q, T(-1), next);
-}
+  using Buffers = ScanForwardBuffers<P>;
 
-// Outputs of the heads of one group in one chunk.
-template <class P>
-void forward_outputs(const SsdForward& args, const ScanSizes& z, const ScanStates& states,
-                     typename P::Real* decays, const ScanForwardBuffers<P>& buffer, int64_t row, int64_t c,
-                     int64_t group) {
-  using T = typename P::Real;
-  using E = typename P::Operand;
-  using S = typename P::Storage;
-  const SsdInput& in = args.in;
-  const int64_t q = z.length(c), begin = c * z.chunk, ld = z.padded, n = z.state_dim, p = z.head_dim;
-  find_segments(in.start, row, begin, q, buffer.first);
-  for (int64_t i = 0; i < q; ++i) {
-    rotate(in, i, T(1), T(1), n, address<S>(in.b, row, begin + i, group), buffer.b + i * n);
-    rotate(in, i, T(1), scale_of_c<T>(in, row, begin + i), n, address<S>(in.c, row, begin + i, group),
-           buffer.c + i * n);
-  }
-  write_columns(q, n, buffer.b, n, buffer.b_columns, ld);
-  lower_scores(0, q, n, buffer.c, buffer.b_columns, ld, buffer.scores);
-  const bool has_state = c > 0 || in.initial_state;
-  for (int64_t head = group * z.heads_per_group(); head < (group + 1) * z.heads_per_group(); ++head) {
-    const Decay<T> decay(decays, z, row, head, c);
-    const T skip = in.d_skip ? *address<T>(in.d_skip, head) : T(0);
-    T* y = buffer.y;
-    int64_t ldy = p;
-    if constexpr (std::is_same_v<S, T>) y = address<T>(args.y, row, begin, head), ldy = args.y.stride(1);
-    pack(address<S>(in.x, row, begin, head), in.x.stride(1), q, p, buffer.x);
-    const E* x_pairs = as_pairs<E>(q, p, buffer.x, p, buffer.x_pairs).data;
-    if (has_state) {
-      const T* state = chunk_state(z, states.entering, row, c % states.slots, head, buffer.state);
-      write_columns(p, n, state, n, buffer.state_columns, p);
-      block_gemm(q, p, n, Operand<E>{buffer.c, n}.rows(), buffer.state_columns, p, y, ldy, false);
+  ScanForward(const SsdForward& args, const ScanSizes& z, const Buffers& buffer, int64_t row, int64_t head,
+              int64_t heads)
+      : args_(args),
+        in_(args.in),
+        z_(z),
+        buffer_(buffer),
+        row_(row),
+        head_(head),
+        heads_(heads),
+        group_(head / z.heads_per_group()) {}
+
+  T* state(int64_t h) const { return buffer_.states + h * z_.state_size(); }
+
+  void enter_row() {
+    for (int64_t h = 0; h < heads_; ++h) {
+      if (in_.initial_state) {
+        transpose(z_.head_dim, z_.state_dim, address<T>(in_.initial_state, row_, head_ + h), z_.state_dim,
+                  state(h), z_.head_dim);
+      } else {
+        std::fill_n(state(h), z_.state_size(), T(0));
+      }
     }
-    for (int64_t i = 0; i < q; ++i) {
-      const E* x = buffer.x + i * p;
-      T* out = y + i * ldy;
-      const T into = decay.into[i];
-      for_lanes<T>(p, [&](auto d, int64_t j) HWY_ATTR {
-        const auto skipped = hn::Mul(hn::Set(d, skip), load(d, x + j));
-        const auto old = has_state ? hn::Mul(hn::Set(d, into), hn::LoadU(d, out + j)) : hn::Zero(d);
-        hn::StoreU(has_state ? hn::Add(old, skipped) : skipped, d, out + j);
+  }
+
+  void leave_row() {
+    for (int64_t h = 0; h < heads_ && args_.final_state; ++h) {
+      transpose(z_.state_dim, z_.head_dim, state(h), z_.head_dim,
+                address<T>(args_.final_state, row_, head_ + h), z_.state_dim);
+    }
+  }
+
+  // The states that enter chunk c, for the backward.
+  void save_states(int64_t c) {
+    if (!args_.chunk_states) return;
+    for (int64_t h = 0; h < heads_; ++h) {
+      const bool rounded = args_.chunk_states.dtype() != DTypeOf<T>::value;
+      T* to = rounded ? buffer_.line : address<T>(args_.chunk_states, row_, c, head_ + h);
+      transpose(z_.state_dim, z_.head_dim, state(h), z_.head_dim, to, z_.state_dim);
+      if constexpr (std::is_same_v<T, float>) {
+        if (!rounded) continue;
+        auto* states = address<BFloat16>(args_.chunk_states, row_, c, head_ + h);
+        write_rows<E>(z_.head_dim, z_.state_dim, to, states, z_.state_dim);
+      }
+    }
+  }
+
+  // Chunk c: its outputs where asked for, and the states that leave it unless nobody needs them.
+  void chunk(int64_t c, bool outputs, bool leave) {
+    for (int64_t b = 0; b < z_.blocks(c); ++b) {
+      const ScanBlock block(z_, c, b);
+      const bool move = leave || b + 1 < z_.blocks(c);
+      find_segments(in_.start, row_, block.begin, block.length, buffer_.first);
+      rotate_rows<S>(
+          in_, z_, block, in_.b, row_, group_, [](int64_t) { return T(1); }, buffer_.b);
+      if (outputs) group_scores(block);
+      for (int64_t h = 0; h < heads_; ++h) {
+        const Decay<T> decay(buffer_.decay, z_.padded);
+        compute_decay(in_, block, row_, head_ + h, buffer_.first, decay);
+        const Operand<E> x =
+            as_pairs<E>(block.length, z_.head_dim, address<S>(in_.x, row_, block.begin, head_ + h),
+                        in_.x.stride(1), buffer_.x);
+        if (outputs) write_outputs(block, h, decay, x, c > 0 || b > 0 || in_.initial_state);
+        if (!move) continue;
+        const Operand<E> b_pairs =
+            as_weighted_pairs<E>(block.length, z_.state_dim, buffer_.b, decay.weight, buffer_.weighted_b);
+        block_gemm(z_.state_dim, z_.head_dim, block.length, b_pairs.transposed(), x.data, x.ld, state(h),
+                   z_.head_dim, decay.into[block.length - 1]);
+      }
+    }
+    for (int64_t h = 0; h < heads_ && leave && in_.cos; ++h) next_frame(z_.length(c), state(h));
+  }
+
+ private:
+  // Moves a state to the frame of the next chunk.
+  void next_frame(int64_t distance, T* state) {
+    const T* cos = address<T>(in_.cos, distance);
+    const T* sin = address<T>(in_.sin, distance);
+    const int64_t half = z_.state_dim / 2 * z_.head_dim;
+    for (int64_t j = 0; j < z_.state_dim / 2; ++j) {
+      T* line = state + j * z_.head_dim;
+      for_lanes<T>(z_.head_dim, [&](auto d, int64_t i) HWY_ATTR {
+        const auto x = hn::LoadU(d, line + i), y = hn::LoadU(d, line + half + i);
+        const auto c = hn::Set(d, cos[j]), s = hn::Set(d, sin[j]);
+        hn::StoreU(hn::MulAdd(y, s, hn::Mul(x, c)), d, line + i);
+        hn::StoreU(hn::NegMulAdd(x, s, hn::Mul(y, c)), d, line + half + i);
       });
     }
-    for (int64_t strip = 0; strip < q; strip += kStripRows) {
-      const int64_t end = std::min(strip + kStripRows, q);
-      for (int64_t i = strip; i < end; ++i) {
-        prefetch_row(in.x, row, begin + z.chunk + i, head);
-        if (head % z.heads_per_group() == 0) {
-          prefetch_row(in.b, row, begin + z.chunk + i, group);
-          prefetch_row(in.c, row, begin + z.chunk + i, group);
-        }
-        const T* scores = buffer.scores + i * ld;
-        T* weights = buffer.weights + (i - strip) * ld;
-        for_decay_row<E>(i, buffer.first, decay, buffer.factors, [&](auto d, int64_t j, auto l) HWY_ATTR {
-          const auto weight = hn::Mul(hn::Mul(hn::LoadU(d, scores + j), hn::LoadU(d, decay.dt + j)), l);
-          hn::StoreU(hn::IfThenElseZero(hn::Gt(l, hn::Zero(d)), weight), d, weights + j);
+  }
+
+  void group_scores(const ScanBlock& block) {
+    const int64_t n = z_.state_dim;
+    const auto scale = [&](int64_t i) { return scale_of_c<T>(in_, row_, block.begin + i); };
+    rotate_rows<S>(in_, z_, block, in_.c, row_, group_, scale, buffer_.c);
+    transpose(block.length, n, buffer_.b, n, buffer_.b_columns, z_.padded);
+    lower_scores(block.length, n, Operand<T>{buffer_.c, n}, buffer_.b_columns, z_.padded, buffer_.scores);
+  }
+
+  void write_outputs(const ScanBlock& block, int64_t h, const Decay<T>& decay, const Operand<E>& x,
+                     bool has_state) {
+    const int64_t head = head_ + h, q = block.length, ld = z_.padded, p = z_.head_dim;
+    S* to = address<S>(args_.y, row_, block.begin, head);
+    T* y = buffer_.y;
+    int64_t ldy = p;
+    if constexpr (std::is_same_v<S, T>) y = to, ldy = args_.y.stride(1);
+    for (int64_t i = 0; i < q; ++i) {
+      if (i % kTriangleBlock == 0) {  // a few at a time
+        const int64_t count = std::min(kTriangleBlock, q - i), next = block.begin + kBlockTokens + i;
+        prefetch_rows<true>(args_.y, row_, block.begin + i, count, head);
+        prefetch_rows(in_.x, row_, next, count, head);
+        if (h == 0) prefetch_rows(in_.b, row_, next, count, group_);
+        if (h == 0) prefetch_rows(in_.c, row_, next, count, group_);
+      }
+      const T* scores = buffer_.scores + i * ld;
+      T* weights = buffer_.weights + i * ld;
+      for_decay_row<E>(i, buffer_.first, decay, buffer_.factors, [&](auto d, int64_t j, auto l) HWY_ATTR {
+        const auto weight = hn::Mul(hn::Mul(hn::LoadU(d, scores + j), hn::LoadU(d, decay.dt + j)), l);
+        hn::StoreU(hn::IfThenElseZero(hn::Gt(l, hn::Zero(d)), weight), d, weights + j);
+      });
+    }
+    if (has_state) {
+      block_gemm(q, p, z_.state_dim, Operand<T>{buffer_.c, z_.state_dim}.rows(), state(h), p, y, ldy, T(0),
+                 decay.into);
+    }
+    const E* weights = lower_rows<E>(q, buffer_.weights, ld, buffer_.weight_rows);
+    lower_product(q, p, weights, ld, x, y, ldy, T(has_state));
+    if (in_.d_skip) {
+      const T skip = *address<T>(in_.d_skip, head);
+      for (int64_t i = 0; i < q; ++i) {
+        const S* token = address<S>(in_.x, row_, block.begin + i, head);
+        T* out = y + i * ldy;
+        for_lanes<T>(p, [&](auto d, int64_t j) HWY_ATTR {
+          hn::StoreU(hn::MulAdd(hn::Set(d, skip), load(d, token + j), hn::LoadU(d, out + j)), d, out + j);
         });
       }
-      const E* weights = lower_rows<E>(strip, end, buffer.weights, ld, buffer.weight_rows);
-      add_lower_product(strip, end, p, weights, ld, x_pairs, y + strip * ldy, ldy);
     }
-    if constexpr (!std::is_same_v<S, T>) {
-      for (int64_t i = 0; i < q; ++i) pack(y + i * p, p, 1, p, address<S>(args.y, row, begin + i, head));
-    }
+    if constexpr (!std::is_same_v<S, T>) write_rows<E>(q, p, y, to, args_.y.stride(1));
   }
-}
+
+  const SsdForward& args_;
+  const SsdInput& in_;
+  const ScanSizes& z_;
+  const Buffers& buffer_;
+  const int64_t row_, head_, heads_, group_;
+};
 
 // One token of one head by the recurrence itself: decoding.
 template <class P>
@@ -209,44 +248,56 @@ template <class P>
 void forward(Stream& stream, const SsdForward& args) {
   using T = typename P::Real;
   const ScanSizes z(stream, args.in);
-  const bool keep_states = !args.chunk_states.empty();
-  const bool rounded = keep_states && args.chunk_states.dtype() != DTypeOf<T>::value;
-  ScanStates states{args.chunk_states, {}, keep_states ? z.chunks : z.slots};
-  Tensor decays;
-  const auto layout = [&](Carver& carver) {
-    decays = carver.take(DTypeOf<T>::value, {z.rows * z.heads, z.slots * Decay<T>::kArrays * z.padded});
-    if (!keep_states)
-      states.entering =
-          carver.take(DTypeOf<T>::value, {z.rows, states.slots, z.heads, z.head_dim, z.state_dim});
-    if (rounded) states.carried = carver.take(DTypeOf<T>::value, {z.rows, z.heads, z.head_dim, z.state_dim});
-  };
-  Carver total;
-  layout(total);
-  Scratch scratch(stream, total.used());
-  Carver carver = scratch.carver();
-  layout(carver);
   const ThreadBuffers<ScanForwardBuffers<P>, ScanSizes> buffers(stream, z);
-  if (z.tokens == 1 && !keep_states) {
+  if (z.tokens == 1 && !args.chunk_states) {
     parallel_items(stream, z.rows * z.heads, [&](int64_t i, int thread) {
-      forward_step<P>(args, z, buffers(thread).state, i / z.heads, i % z.heads);
+      forward_step<P>(args, z, buffers(thread).line, i / z.heads, i % z.heads);
     });
     return;
   }
-  using Buffers = ScanForwardBuffers<P>;
-  for_chunks(
-      stream, z, true, buffers,
-      [&](const Buffers& own, int64_t row, int64_t c, int64_t head) {
-        forward_state<P>(args, z, states, decays.data<T>(), own, row, c, head);
-      },
-      [&](const Buffers& own, int64_t row, int64_t c, int64_t group) {
-        forward_outputs<P>(args, z, states, decays.data<T>(), own, row, c, group);
-      });
+  const int64_t heads = z.heads_per_group(), size = z.state_size();
+  if (z.by_group) {
+    parallel_items(stream, z.rows * z.groups, [&](int64_t i, int thread) {
+      const auto own = buffers(thread);
+      ScanForward<P> work(args, z, own, i / z.groups, i % z.groups * heads, heads);
+      work.enter_row();
+      for (int64_t c = 0; c < z.chunks; ++c) {
+        work.save_states(c);
+        work.chunk(c, true, c + 1 < z.chunks || args.final_state);
+      }
+      work.leave_row();
+    });
+    return;
+  }
+  const Scratch scratch(stream, z.rows * z.chunks * z.heads * size * static_cast<int64_t>(sizeof(T)));
+  const auto entering = [&](int64_t row, int64_t c, int64_t head) {
+    return scratch.data<T>() + ((row * z.chunks + c) * z.heads + head) * size;
+  };
+  parallel_items(stream, z.rows * z.heads, [&](int64_t i, int thread) {
+    const auto own = buffers(thread);
+    const int64_t row = i / z.heads, head = i % z.heads;
+    ScanForward<P> work(args, z, own, row, head, 1);
+    work.enter_row();
+    for (int64_t c = 0; c < z.chunks; ++c) {
+      work.save_states(c);
+      std::copy_n(work.state(0), size, entering(row, c, head));
+      if (c + 1 < z.chunks || args.final_state) work.chunk(c, false, true);
+    }
+    work.leave_row();
+  });
+  parallel_items(stream, z.rows * z.chunks * z.groups, [&](int64_t i, int thread) {
+    const auto own = buffers(thread);
+    const int64_t row = i / z.groups / z.chunks, c = i / z.groups % z.chunks, head = i % z.groups * heads;
+    ScanForward<P> work(args, z, own, row, head, heads);
+    for (int64_t h = 0; h < heads; ++h) std::copy_n(entering(row, c, head + h), size, work.state(h));
+    work.chunk(c, true, false);
+  });
 }
 
 void forward_any(Stream& stream, const SsdForward& args) {
-  // Scores and states rounded to bf16 here would nearly double the error of a whole model's logits and
-  // gradients.
-  with_wide_operands(args.in.x.dtype(), [&](auto precision) { forward<decltype(precision)>(stream, args); });
+  // C B^T and the state's outputs keep f32 operands: rounded to bf16 as well they would nearly double the
+  // error of a whole model's logits and gradients.
+  with_precision(args.in.x.dtype(), [&](auto precision) { forward<decltype(precision)>(stream, args); });
 }
 
 }  // namespace transxssm::cpu::HWY_NAMESPACE
