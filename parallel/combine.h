@@ -1,8 +1,7 @@
 // How the summands of ranks become one tensor, on the host.
 #pragma once
 
-#include <algorithm>
-#include <array>
+#include <span>
 
 #include "parallel/communicator.h"
 
@@ -30,29 +29,10 @@ void narrow(T x, T& out) {
   out = x;
 }
 
-// out[i] = s(0)[i] + s(1)[i] + ... in that order. out may be one of the sources.
-template <class T, class Source>
-void combine_in_rank_order(int num_sources, Source&& source, T* out, int64_t count, ReduceOp op) {
-  using Wide = decltype(widened(T{}));
-  constexpr int64_t kBlock = 512;
-  std::array<Wide, kBlock> block;
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t n = std::min(count - begin, kBlock);
-    const T* first = source(0) + begin;
-    for (int64_t i = 0; i < n; ++i) block[static_cast<size_t>(i)] = widened(first[i]);
-    for (int r = 1; r < num_sources; ++r) {
-      const T* s = source(r) + begin;
-      if (op == ReduceOp::sum) {
-        for (int64_t i = 0; i < n; ++i) block[static_cast<size_t>(i)] += widened(s[i]);
-      } else {
-        for (int64_t i = 0; i < n; ++i) {
-          block[static_cast<size_t>(i)] = combine(op, block[static_cast<size_t>(i)], widened(s[i]));
-        }
-      }
-    }
-    for (int64_t i = 0; i < n; ++i) narrow(block[static_cast<size_t>(i)], out[begin + i]);
-  }
-}
+// out[i] = sources[0][i] + sources[1][i] + ... in that order (or their maximum), for `count` elements of f32,
+// f64 or bf16. out may be one of the sources.
+void combine_in_rank_order(std::span<const void* const> sources, DType dtype, void* out, int64_t count,
+                           ReduceOp op);
 
 // Calls `fn` with the elements of a tensor as what they are.
 template <class Fn>

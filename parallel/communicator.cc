@@ -1,57 +1,22 @@
 #include "parallel/communicator.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <string_view>
-#include <thread>
 #include <tuple>
 
 #include "parallel/combine.h"
-#include "runtime/trace.h"
 #include "parallel/device_transport.h"
+#include "parallel/shared_window.h"
+#include "runtime/trace.h"
 
 namespace transxssm {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int64_t kChunkBytes = int64_t{256}
                                 << 10;  // of a reduction's messages: fits a core's cache with its sum
-constexpr int kSpins = 200;             // some microseconds: a peer on another core that is nearly there
-constexpr int kYields = 50;             // then whoever else wants the core
-constexpr std::chrono::microseconds kSleep(30);  // then little of it: ranks may outnumber cores
-
-std::atomic<WaitObserver> wait_observer{nullptr};
-
-class ObservedWait {
- public:
-  void enter(const WaitStatus& status) {
-    observer_ = wait_observer.load(std::memory_order_acquire);
-    if (observer_ != nullptr) observer_(&status);
-  }
-  ~ObservedWait() {
-    if (observer_ != nullptr) observer_(nullptr);
-  }
-
- private:
-  WaitObserver observer_ = nullptr;
-};
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 }  // namespace
-
-void set_wait_observer(WaitObserver observer) {
-  wait_observer.store(observer, std::memory_order_release);
-}
 
 Request& Request::operator=(Request&& other) noexcept {
   if (this == &other) return *this;
@@ -98,57 +63,34 @@ bool Communicator::on_device(const Tensor& tensor) const {
   return device_ != nullptr && tensor.num_bytes() > 0 && device_runtime().owns(tensor.raw());
 }
 
-std::string Communicator::where(const char* operation, int64_t sequence) const {
-  return fmt::format("Rank {} in {} #{} of '{}'", world_rank(rank()), operation, sequence, name_);
-}
-
 void Communicator::wait_for(std::span<Pending> pending, const char* operation, int64_t sequence) {
-  size_t first = 0;  // all before are complete
-  const auto poll = [&] {
-    for (size_t i = first; i < pending.size(); ++i) {
-      if (pending[i].transfer != nullptr && pending[i].transfer->join()) {
-        std::exchange(pending[i].transfer, nullptr)->release();
+  class Messages final : public Awaited {
+   public:
+    explicit Messages(std::span<Pending> messages) : pending_(messages) {}
+    ~Messages() override {  // those left after an error
+      for (Pending& p : pending_) {
+        if (p.transfer != nullptr) std::exchange(p.transfer, nullptr)->release();
       }
-      if (i == first && pending[i].transfer == nullptr) ++first;
     }
-    return first == pending.size();
-  };
-  try {
-    for (int i = 0; i < kSpins; ++i) {
-      if (poll()) return;
-      relax();
-    }
-    ObservedWait observed;
-    observed.enter({name_.c_str(), operation, sequence, world_rank(pending[first].peer)});
-    const Clock::time_point start = Clock::now();
-    for (int64_t i = 0; !poll(); ++i) {
-      check_peers();
-      const Clock::duration waited = Clock::now() - start;
-      if (waited > settings_->timeout) {
-        std::vector<int> peers;
-        for (const Pending& p : pending) {
-          if (p.transfer != nullptr) peers.push_back(world_rank(p.peer));
+    bool poll() override {
+      for (size_t i = first_; i < pending_.size(); ++i) {
+        if (pending_[i].transfer != nullptr && pending_[i].transfer->join()) {
+          std::exchange(pending_[i].transfer, nullptr)->release();
         }
-        std::sort(peers.begin(), peers.end());
-        peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
-        std::string names;
-        for (int peer : peers) names += fmt::format("{}{}", names.empty() ? "" : ", ", peer);
-        throw CommunicationError(
-            "waited {:.1f} s for rank{} {}, which failed, hangs or runs something else: look at its log",
-            std::chrono::duration<double>(waited).count(), peers.size() > 1 ? "s" : "", names);
+        if (i == first_ && pending_[i].transfer == nullptr) ++first_;
       }
-      if (i < kYields) {
-        sched_yield();
-      } else {
-        std::this_thread::sleep_for(kSleep);
-      }
+      return first_ == pending_.size();
     }
-  } catch (const CommunicationError& error) {
-    for (Pending& p : pending) {
-      if (p.transfer != nullptr) std::exchange(p.transfer, nullptr)->release();
+    bool is_missing(int rank) const override {
+      return std::any_of(pending_.begin(), pending_.end(),
+                         [&](const Pending& p) { return p.transfer != nullptr && p.peer == rank; });
     }
-    throw CommunicationError("{}: {}", where(operation, sequence), error.what());
-  }
+
+   private:
+    std::span<Pending> pending_;
+    size_t first_ = 0;  // all before are complete
+  } messages(pending);
+  wait_until(messages, operation, sequence);
 }
 
 Request Communicator::send(const Tensor& tensor, int destination) {
@@ -264,8 +206,9 @@ void Communicator::reduce_pieces(const T* input, int64_t num_elements, T* output
     finish_posted();
     if (mine > 0) {
       const T* own = input + start(me) + round * chunk;
-      combine_in_rank_order(
-          n, [&](int r) { return r == me ? own : incoming + r * chunk; }, output + round * chunk, mine, op);
+      sources_.clear();
+      for (int r = 0; r < n; ++r) sources_.push_back(r == me ? own : incoming + r * chunk);
+      combine_in_rank_order(sources_, DTypeOf<T>::value, output + round * chunk, mine, op);
     }
   }
 }
@@ -277,6 +220,12 @@ void Communicator::all_reduce(const Tensor& x, ReduceOp op) {
   if (on_device(x)) return device_->all_reduce(x, op);
   begin_collective("all_reduce", x.num_bytes(), static_cast<int64_t>(op));
   if (x.num_elements() == 0) return;
+  if (SharedWindow* shared = window()) {
+    const int64_t count = x.num_elements(), n = size();
+    const int64_t own = count * (rank() + 1) / n - count * rank() / n;
+    count_sent((count + (n - 2) * own) * dtype_bytes(x.dtype()));
+    return shared->all_reduce(x, op);
+  }
   with_elements(x, "all_reduce", [&](auto* data) {
     reduce_pieces(data, x.num_elements(), data + x.num_elements() * rank() / size(), data, op);
   });
@@ -306,6 +255,10 @@ void Communicator::reduce_scatter(const Tensor& input, const Tensor& output, Red
   }
   begin_collective("reduce_scatter", input.num_bytes(), static_cast<int64_t>(op));
   if (input.num_elements() == 0) return;
+  if (SharedWindow* shared = window()) {
+    count_sent((size() - 1) * output.num_bytes());
+    return shared->reduce_scatter(input, output, op);
+  }
   with_elements(input, "reduce_scatter", [&]<class T>(T* in) {
     reduce_pieces<T>(in, input.num_elements(), output.data<T>(), nullptr, op);
   });
@@ -326,6 +279,10 @@ void Communicator::all_gather(const Tensor& input, const Tensor& output) {
     std::memcpy(out + rank() * bytes, input.raw(), static_cast<size_t>(bytes));
   }
   if (size() == 1) return;
+  if (SharedWindow* shared = window()) {
+    count_sent((size() - 1) * bytes);
+    return shared->all_gather(input, output);
+  }
   for (int r = 0; r < size(); ++r) {
     if (r == rank()) continue;
     post_receive(out + r * bytes, bytes, r);
@@ -341,6 +298,10 @@ void Communicator::broadcast(const Tensor& x, int root) {
   if (on_device(x)) return device_->broadcast(x, root);
   begin_collective("broadcast", x.num_bytes(), root);
   if (x.num_bytes() == 0) return;
+  if (SharedWindow* shared = window()) {
+    if (rank() == root) count_sent((size() - 1) * x.num_bytes());
+    return shared->broadcast(x, root);
+  }
   if (rank() == root) {
     for (int r = 0; r < size(); ++r) {
       if (r != root) post_send(x.raw(), x.num_bytes(), r);
@@ -357,6 +318,7 @@ void Communicator::barrier() {
   const Span span(Activity::communication, "barrier");
   if (size() == 1) return;
   begin_collective("barrier", 0, 0);
+  if (SharedWindow* shared = window()) return shared->barrier();
   for (int distance = 1; distance < size(); distance *= 2) {
     post_receive(nullptr, 0, (rank() - distance + size()) % size());
     post_send(nullptr, 0, (rank() + distance) % size());

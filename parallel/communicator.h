@@ -23,6 +23,7 @@ enum class ReduceOp { sum, max };
 
 class Communicator;
 class DeviceTransport;
+class SharedWindow;
 
 // What a rank waits for, as a progress observer sees it. The pointers live as long as the communicator.
 struct WaitStatus {
@@ -37,6 +38,16 @@ struct WaitStatus {
 // throw.
 using WaitObserver = void (*)(const WaitStatus* status);
 void set_wait_observer(WaitObserver observer);
+
+// What a rank waits for, as the wait sees it.
+class Awaited {
+ public:
+  virtual ~Awaited() = default;
+  // True once all of it is there; may do the work that brings it. Throws CommunicationError.
+  virtual bool poll() = 0;
+  // After a poll: this rank of the communicator is still waited for.
+  virtual bool is_missing(int rank) const = 0;
+};
 
 // One message under way, owned by the communicator that started it.
 class Transfer {
@@ -157,6 +168,10 @@ class Communicator {
   virtual std::unique_ptr<Communicator> make_group(int color, int key, const std::vector<int>& members) = 0;
   // Throws CommunicationError where another rank is known to have failed.
   virtual void check_peers() {}
+  // Called again and again in every wait: what other transfers need of this rank meanwhile.
+  virtual void progress() {}
+  // All ranks are processes that can map each other's memory (shared_segment.h). The same on all of them.
+  virtual bool shares_memory() const { return false; }
 
  private:
   friend class Request;
@@ -173,7 +188,11 @@ class Communicator {
 
   bool on_device(const Tensor& tensor) const;
   void count_sent(int64_t bytes);
+  // Where it throws, the error says where this rank was.
+  void wait_until(Awaited& awaited, const char* operation, int64_t sequence);
   void wait_for(std::span<Pending> pending, const char* operation, int64_t sequence);
+  // Of the collectives on the host, where ranks share memory, else null. The first call makes it: collective.
+  SharedWindow* window();
   void begin_collective(const char* operation, int64_t bytes, int64_t detail);
   void post_send(const void* data, int64_t bytes, int destination);
   void post_receive(void* data, int64_t bytes, int source);
@@ -193,10 +212,13 @@ class Communicator {
   int64_t num_collectives_ = 0;
   int64_t num_sends_ = 0;
   int64_t num_receives_ = 0;
-  const char* operation_ = "";     // of the collective under way
-  std::vector<Pending> posted_;    // its messages
-  std::vector<std::byte> chunks_;  // incoming partial sums, one chunk a rank
+  const char* operation_ = "";        // of the collective under way
+  std::vector<Pending> posted_;       // its messages
+  std::vector<std::byte> chunks_;     // incoming partial sums, one chunk a rank
+  std::vector<const void*> sources_;  // of one sum
   std::unique_ptr<DeviceTransport> device_;
+  bool window_tried_ = false;
+  std::unique_ptr<SharedWindow> window_;
 };
 
 }  // namespace transxssm

@@ -15,8 +15,9 @@
 
 namespace transxssm {
 
-enum class Activity : uint8_t { other, compute, communication, bubble, data, optimizer };
-inline constexpr int kNumActivities = 6;
+// `waiting`: for a slower rank, in the midst of communication, which is without that time what moves bytes.
+enum class Activity : uint8_t { other, compute, communication, waiting, bubble, data, optimizer };
+inline constexpr int kNumActivities = 7;
 const char* activity_name(Activity activity);
 
 // Seconds of this thread by activity; an inner span's time counts as the inner's alone, but for operations

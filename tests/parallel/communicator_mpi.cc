@@ -1,5 +1,5 @@
-// The conformance suite on MPI processes: mpirun -n N test_communicator_mpi. Also with messages cut into
-// small parts, the path that messages beyond 2 GiB take.
+// The conformance suite on MPI processes: mpirun -n N test_communicator_mpi. Through shared memory; by
+// messages; and by messages cut into small parts, the path of those beyond 2 GiB.
 #define OMPI_SKIP_MPICXX 1
 #include <mpi.h>
 
@@ -19,8 +19,9 @@ namespace {
 class MpiConformance : public testing::TestWithParam<int> {};
 
 TEST_P(MpiConformance, Case) {
-  for (const int64_t part : {int64_t{1} << 30, int64_t{100'000}}) {
-    const auto world = mpi_world(part);
+  for (const auto& [part, shared] :
+       {std::pair{int64_t{1} << 30, true}, {int64_t{1} << 30, false}, {int64_t{100'000}, false}}) {
+    const auto world = mpi_world(part, shared);
     try {
       communicator_cases()[static_cast<size_t>(GetParam())].run(*world);
     } catch (const std::exception& error) {  // the other ranks cannot go on
