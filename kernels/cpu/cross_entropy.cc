@@ -9,8 +9,8 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/cross_entropy.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
 
+#include "kernels/cpu/exp-inl.h"
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -43,9 +43,7 @@ void statistics(const CrossEntropyStatistics& args, int64_t begin, int64_t end) 
       max = larger;
       const A shift = max == kLowest ? A{0} : max;  // all logits so far are -inf: -inf - -inf has no value
       sum += static_cast<double>(sum_lanes<A>(count, [&](auto d, int64_t i) HWY_ATTR {
-        const auto v = hn::Sub(load(d, x + i), hn::Set(d, shift));
-        return hn::IfThenElse(hn::IsNaN(v), v,
-                              hn::Exp(d, v));  // hn::Exp of a NaN is zero, which would hide it
+        return exp<T>(d, hn::Sub(load(d, x + i), hn::Set(d, shift)));
       }));
     }
     const int64_t target = targets[t] - args.first_id;
@@ -72,7 +70,7 @@ void backward(const CrossEntropyBackward& args, int64_t begin, int64_t end) {
     const A max = args.max.data<A>()[t];
     const A scale = static_cast<A>(loss_scale / static_cast<double>(args.sum.data<A>()[t]));
     const auto probability = [&](auto d, int64_t i) HWY_ATTR {
-      return hn::Mul(hn::Exp(d, hn::Sub(load(d, row + i), hn::Set(d, max))), hn::Set(d, scale));
+      return hn::Mul(exp<T>(d, hn::Sub(load(d, row + i), hn::Set(d, max))), hn::Set(d, scale));
     };
     // The target's gradient is rounded once, from the logit that the loop is about to overwrite.
     const hn::CappedTag<A, 1> one;

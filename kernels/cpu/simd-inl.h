@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/avx512-inl.h"
 #include "runtime/dtype.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -30,14 +31,14 @@ HWY_INLINE hn::Vec<D> load(D d, const BFloat16* x) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
 }
 
-// A vector to memory, rounded to bf16 as to_bfloat16 does. Highway's conversion cuts off, and the CPU's
-// instruction takes subnormal numbers for zero.
+// A vector to memory, rounded to bf16 as to_bfloat16 does (Highway's conversion cuts off).
 template <class D>
 HWY_INLINE void store(hn::Vec<D> v, D d, hn::TFromD<D>* x) {
   hn::StoreU(v, d, x);
 }
 template <class D>
 HWY_INLINE void store(hn::Vec<D> v, D, BFloat16* x) {
+  if (HWY_LIKELY(round_at_once(v, reinterpret_cast<uint16_t*>(x)))) return;
   const hn::Rebind<uint32_t, D> d32;
   const hn::Rebind<uint16_t, D> d16;
   const auto bits = hn::BitCast(d32, v);

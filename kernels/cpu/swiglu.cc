@@ -2,6 +2,8 @@
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/targets.h"
 
+#include <algorithm>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/swiglu.cc"
 #include <hwy/foreach_target.h>
@@ -13,6 +15,18 @@
 HWY_BEFORE_NAMESPACE();
 namespace transxssm::cpu::HWY_NAMESPACE {
 
+// Gate and up are halves of one row each, and what the CPU fetches ahead by itself ends with the half. So the
+// lines of the next row are asked for beside those in use.
+template <class T>
+class NextRow {
+ public:
+  NextRow(const Rows<T>& rows, int64_t row, int64_t end) : next_(rows[std::min(row + 1, end - 1)]) {}
+  void fetch(int64_t i) const { __builtin_prefetch(next_ + i); }
+
+ private:
+  const T* next_;
+};
+
 template <class T>
 void forward(const SwigluForward& args, int64_t begin, int64_t end) {
   const Rows<T> gates(args.gate), ups(args.up), ys(args.y);
@@ -20,7 +34,9 @@ void forward(const SwigluForward& args, int64_t begin, int64_t end) {
     const T* gate = gates[t];
     const T* up = ups[t];
     T* y = ys[t];
+    const NextRow<T> next_gate(gates, t, end), next_up(ups, t, end);
     for_lanes<Arithmetic<T>>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
+      next_gate.fetch(i), next_up.fetch(i);
       const auto g = load(d, gate + i);
       store(hn::Mul(hn::Mul(g, sigmoid<T>(d, g)), load(d, up + i)), d, y + i);
     });
@@ -35,7 +51,10 @@ void backward(const SwigluBackward& args, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const T *gate = gates[t], *up = ups[t], *dy = dys[t];
     T *d_gate = d_gates[t], *d_up = d_ups[t], *y = recompute ? ys[t] : nullptr;
+    const NextRow<T> next_gate(gates, t, end), next_up(ups, t, end), next_dy(dys, t, end);
+    const NextRow<T> next_d_gate(d_gates, t, end), next_d_up(d_ups, t, end);
     for_lanes<Arithmetic<T>>(args.gate.size(1), [&](auto d, int64_t i) HWY_ATTR {
+      next_gate.fetch(i), next_up.fetch(i), next_dy.fetch(i), next_d_gate.fetch(i), next_d_up.fetch(i);
       const auto g = load(d, gate + i), u = load(d, up + i), grad = load(d, dy + i);
       const auto s = sigmoid<T>(d, g), silu = hn::Mul(g, s);
       store(hn::Mul(hn::Mul(grad, u), silu_slope(d, g, s)), d, d_gate + i);

@@ -1,26 +1,15 @@
 // The operations under each instruction set that the SIMD code is compiled for and this CPU has.
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include "kernels/copy.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/swiglu.h"
+#include "tests/support/instruction_sets.h"
 #include "tests/support/tensors.h"
 
 namespace transxssm {
 namespace {
-
-// Calls fn() with all instruction sets, then without the best, and so on.
-template <class Fn>
-void for_instruction_sets(Fn&& fn) {
-  int64_t disabled = 0;
-  for (int64_t target : {int64_t{0}, int64_t{HWY_AVX3_DL}, int64_t{HWY_AVX3}, int64_t{HWY_AVX2}}) {
-    hwy::DisableTargets(disabled |= target);
-    fn();
-  }
-  hwy::DisableTargets(0);
-}
 
 TEST(InstructionSets, AllRoundAlike) {
   Stream stream;
