@@ -8,7 +8,7 @@
 #include "kernels/copy.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/swiglu.h"
-#include "tests/support/instruction_sets.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/support/tensors.h"
 
 namespace transxssm {

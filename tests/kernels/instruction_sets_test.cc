@@ -5,7 +5,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/swiglu.h"
-#include "tests/support/instruction_sets.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/support/tensors.h"
 
 namespace transxssm {
