@@ -32,6 +32,10 @@ void run_on_device(Stream& stream, const Args& args, const char* name) {
 
 }  // namespace
 
+int64_t packed_bytes(const Device& device, DType dtype, int64_t k, int64_t n) {
+  return device.is_cpu() ? cpu::packed_bytes(dtype, k, n) : 0;
+}
+
 void use_device_operations(Operations* operations) {
   registered = operations;
 }

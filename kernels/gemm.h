@@ -8,6 +8,15 @@
 
 namespace transxssm {
 
+// A second copy of a matrix that is the right operand of many products, in the layout in which the processor
+// takes it fastest. Whoever changes the matrix sets `stale`; the next product forms the copy again.
+struct PackedMatrix {
+  Tensor memory;  // [packed_bytes()] u8; empty: no copy
+  bool stale = true;
+};
+// Bytes of the copy of a [k,n] right operand; 0 where `device` has no faster layout than the plain one.
+int64_t packed_bytes(const Device& device, DType dtype, int64_t k, int64_t n);
+
 struct Gemm {
   Tensor a;  // [M,K], or [K,M] when transpose_a
   Tensor b;  // [K,N], or [N,K] when transpose_b
@@ -15,6 +24,8 @@ struct Gemm {
   bool transpose_a = false;
   bool transpose_b = false;
   bool accumulate = false;  // c += instead of c =
+  // Of op(b), with this transpose_b and no other; null: none. Not with transpose_a.
+  PackedMatrix* packed_b = nullptr;
 };
 void run(Stream& stream, const Gemm& args);
 

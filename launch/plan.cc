@@ -24,7 +24,7 @@ RankMemory rank_memory(const TrainConfig& config, const StageCut& cut, int tp_ra
   const int64_t elements = network.parameters().num_elements();
   const int64_t weights = elements * dtype_bytes(DType::f32);
   const int64_t rounded = precision.activation == DType::f32 ? 0 : elements * dtype_bytes(DType::bf16);
-  return {.weights = weights + rounded,
+  return {.weights = weights + rounded + network.parameters().packed_bytes(device),
           .gradients = weights,
           .optimizer = 2 * weights,
           .activations = buffers.num_slots * activations.slot + activations.pending,

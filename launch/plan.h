@@ -24,7 +24,7 @@ void check_precision(const TrainConfig& config, const Device& device);
 
 // Bytes of one rank by kind, without the scratch memory of operations.
 struct RankMemory {
-  int64_t weights = 0;  // f32, and rounded where products take bf16
+  int64_t weights = 0;  // f32, rounded where products take bf16, and packed where those are faster
   int64_t gradients = 0;
   int64_t optimizer = 0;
   int64_t activations = 0;  // all slots, and what waits for weight gradients

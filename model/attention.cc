@@ -28,13 +28,15 @@ AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, co
                          .gradient_sum_share = share.num_copies,
                          .owner = share.copy == 0};
   };
-  q_ = store.declare(column_parallel("q_proj", config.num_heads, shard.heads));
+  const int q = store.declare(column_parallel("q_proj", config.num_heads, shard.heads));
   store.declare(column_parallel("k_proj", config.kv_heads(), shard.kv_heads), true);
   store.declare(column_parallel("v_proj", config.kv_heads(), shard.kv_heads), true);
   const Shape out_shape = {d, config.num_heads * p_};
-  out_ = store.declare({.name = prefix + "o_proj.weight",
-                        .global_shape = out_shape,
-                        .box = unit_box(out_shape, 1, p_, shard.heads)});
+  const int out = store.declare({.name = prefix + "o_proj.weight",
+                                 .global_shape = out_shape,
+                                 .box = unit_box(out_shape, 1, p_, shard.heads)});
+  projection_ = store.declare_linear({.first = q, .count = 3});
+  output_ = store.declare_linear({.first = out});
 }
 
 AttentionMixer::Saved AttentionMixer::carve(Carver& saved, int64_t rows, int64_t tokens) const {

@@ -4,7 +4,6 @@
 
 #include "kernels/attention.h"
 #include "model/block.h"
-#include "model/linear.h"
 #include "model/parameter.h"
 #include "model/precision.h"
 #include "model/rotary_table.h"
@@ -43,8 +42,8 @@ class AttentionMixer {
   Parts split(const Tensor& projected, int64_t rows, int64_t tokens) const;
   void rotate(Stream& stream, const TokenContext& tokens, const Tensor& projected, bool backward) const;
   void attend_to_cache(Stream& stream, const TokenContext& tokens, const AttentionForward& attention) const;
-  Linear projection() const { return {store_->fused_operand(q_, 3), store_->fused_gradient(q_, 3)}; }
-  Linear output() const { return {(*store_)[out_].operand, (*store_)[out_].gradient}; }
+  Linear projection() const { return store_->linear(projection_); }
+  Linear output() const { return store_->linear(output_); }
   int64_t width() const { return (heads_ + 2 * kv_heads_) * p_; }
 
   const ParameterStore* store_;
@@ -54,7 +53,7 @@ class AttentionMixer {
   int64_t heads_, kv_heads_, p_;
   double scale_;
   bool rope_;
-  int q_ = 0, out_ = 0;
+  int projection_ = 0, output_ = 0;
 };
 
 }  // namespace transxssm

@@ -11,8 +11,19 @@
 namespace transxssm {
 namespace {
 
-constexpr int64_t kChunkLogits = int64_t{1} << 22;  // logits alive at once: 16 MiB
+// Each chunk reads the weight twice and reads and writes its gradient, 12 bytes an element, for 6 operations
+// a token and element. With a thousand tokens that is 500 operations a byte; CPUs do some 16 in the time of
+// one.
+constexpr int64_t kChunkTokens = 1024;
+constexpr int64_t kChunkLogits = int64_t{1} << 26;  // the most alive at once: 128 MiB in bf16
 constexpr int64_t kMinChunkTokens = 64;
+
+// Tokens of a chunk, all but the last alike and that one not much shorter.
+int64_t chunk_tokens(int64_t num_tokens, int64_t vocabulary) {
+  const int64_t most = std::clamp(kChunkLogits / vocabulary, kMinChunkTokens, kChunkTokens);
+  const int64_t chunks = std::max<int64_t>(1, (num_tokens + most - 1) / most);
+  return (num_tokens + chunks - 1) / chunks;
+}
 
 }  // namespace
 
@@ -34,7 +45,7 @@ Head::Head(const ModelConfig& config, const Shard& shard, const Precision& preci
                          .init = Init::ones,
                          .owner = shard.tp_rank == 0});
   if (tied_weight >= 0) {
-    weight_ = tied_weight;
+    output_ = store.declare_linear({.first = tied_weight});
     return;
   }
   ParameterSpec spec = word_embedding_spec(config, shard);
@@ -44,7 +55,7 @@ Head::Head(const ModelConfig& config, const Shard& shard, const Precision& preci
   } else {
     spec.name = "lm_head.weight";
   }
-  weight_ = store.declare(std::move(spec));
+  output_ = store.declare_linear({.first = store.declare(std::move(spec))});
 }
 
 Head::Saved Head::carve(Carver& saved, int64_t num_tokens) const {
@@ -78,7 +89,7 @@ void Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x, 
   normalise(stream, x, s.normed, s.rstd);
   boundary_.enter_forward(s.normed);
 
-  const int64_t chunk = std::min(num_tokens, std::max(kMinChunkTokens, kChunkLogits / widest_vocab_));
+  const int64_t chunk = chunk_tokens(num_tokens, widest_vocab_);
   const auto carve_chunk = [&](Carver& carver, int64_t n) {
     const Tensor logits = take_logits(carver, n);
     return std::pair{logits, carver.take(DType::f32, {3, n})};

@@ -1,9 +1,8 @@
 // Final norm, language-model head and loss, cut over the vocabulary. In training the forward already forms
-// the gradients of the logits, in place, a few hundred tokens at a time: all logits never exist at once.
+// the gradients of the logits, in place, at most a thousand tokens at a time: all logits never exist at once.
 #pragma once
 
 #include "model/config.h"
-#include "model/linear.h"
 #include "model/parameter.h"
 #include "model/precision.h"
 #include "model/shard.h"
@@ -50,7 +49,7 @@ class Head {
   Tensor take_logits(Carver& carver, int64_t n) const;
   // Statistics of the whole vocabulary from each rank's: [3,n] max, sum, target logit.
   void combine(Stream& stream, const Tensor& statistics) const;
-  Linear output() const { return {(*store_)[weight_].operand, (*store_)[weight_].gradient}; }
+  Linear output() const { return store_->linear(output_); }
 
   const ParameterStore* store_;
   Boundary boundary_;
@@ -59,7 +58,7 @@ class Head {
   int64_t d_, vocab_size_, first_id_, local_vocab_;
   int64_t widest_vocab_;  // of any rank: chunks of tokens must be the same everywhere
   double eps_;
-  int norm_ = 0, weight_ = 0;
+  int norm_ = 0, output_ = 0;
 };
 
 }  // namespace transxssm

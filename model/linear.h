@@ -9,12 +9,15 @@ namespace transxssm {
 struct Linear {
   Tensor weight;    // [out,in] in the type of x and y
   Tensor gradient;  // [out,in] f32, accumulates; empty for inference
+  // Copies of the weight for forward and backward_input; null: none.
+  PackedMatrix* packed_forward = nullptr;
+  PackedMatrix* packed_backward = nullptr;
 
   void forward(Stream& stream, const Tensor& x, const Tensor& y) const {
-    run(stream, Gemm{.a = x, .b = weight, .c = y, .transpose_b = true});
+    run(stream, Gemm{.a = x, .b = weight, .c = y, .transpose_b = true, .packed_b = packed_forward});
   }
   void backward_input(Stream& stream, const Tensor& dy, const Tensor& dx) const {
-    run(stream, Gemm{.a = dy, .b = weight, .c = dx});
+    run(stream, Gemm{.a = dy, .b = weight, .c = dx, .packed_b = packed_backward});
   }
   void backward_weight(Stream& stream, const Tensor& dy, const Tensor& x) const {
     run(stream, Gemm{.a = dy, .b = x, .c = gradient, .transpose_a = true, .accumulate = true});

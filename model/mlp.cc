@@ -15,11 +15,13 @@ Mlp::Mlp(const ModelConfig& config, const Shard& shard, const Precision& precisi
                          .global_shape = up_shape,
                          .box = unit_box(up_shape, 0, 1, shard.ff)};
   };
-  gate_ = store.declare(column_parallel("gate_proj"));
+  const int gate = store.declare(column_parallel("gate_proj"));
   store.declare(column_parallel("up_proj"), true);
-  down_ = store.declare({.name = prefix + "down_proj.weight",
-                         .global_shape = down_shape,
-                         .box = unit_box(down_shape, 1, 1, shard.ff)});
+  const int down = store.declare({.name = prefix + "down_proj.weight",
+                                  .global_shape = down_shape,
+                                  .box = unit_box(down_shape, 1, 1, shard.ff)});
+  gate_up_ = store.declare_linear({.first = gate, .count = 2});
+  down_ = store.declare_linear({.first = down});
 }
 
 Mlp::Pending Mlp::carve(Carver& pending, int64_t num_tokens) const {

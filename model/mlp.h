@@ -1,7 +1,6 @@
 // SwiGLU feed-forward: down(silu(gate(x)) * up(x)); gate and up are one product.
 #pragma once
 
-#include "model/linear.h"
 #include "model/parameter.h"
 #include "model/precision.h"
 #include "model/shard.h"
@@ -30,13 +29,13 @@ class Mlp {
     Tensor y;          // [BT, F] silu(gate) * up, computed again
   };
   Pending carve(Carver& pending, int64_t num_tokens) const;
-  Linear gate_up() const { return {store_->fused_operand(gate_, 2), store_->fused_gradient(gate_, 2)}; }
-  Linear down() const { return {(*store_)[down_].operand, (*store_)[down_].gradient}; }
+  Linear gate_up() const { return store_->linear(gate_up_); }
+  Linear down() const { return store_->linear(down_); }
 
   const ParameterStore* store_;
   DType dtype_;
   int64_t ff_;
-  int gate_ = 0, down_ = 0;
+  int gate_up_ = 0, down_ = 0;
 };
 
 }  // namespace transxssm

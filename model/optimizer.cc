@@ -93,6 +93,7 @@ void Optimizer::update(double learning_rate, double gradient_norm, int64_t step)
   };
   update_range(store_.vectors(), 0);
   update_range(store_.matrices(), options_.weight_decay);
+  store_.operands_changed();
 }
 
 std::string Optimizer::first_not_finite() const {

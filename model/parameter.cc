@@ -40,6 +40,53 @@ int ParameterStore::declare(ParameterSpec spec, bool adjacent) {
   return static_cast<int>(parameters_.size()) - 1;
 }
 
+int ParameterStore::declare_linear(const LinearSpec& spec) {
+  const auto copy = [](bool used) { return used ? std::make_unique<PackedMatrix>() : nullptr; };
+  linears_.push_back({spec, copy(spec.forward), copy(spec.backward)});
+  return static_cast<int>(linears_.size()) - 1;
+}
+
+Shape ParameterStore::shape(const LinearSpec& spec) const {
+  int64_t rows = -spec.first_row;
+  for (int i = spec.first; i < spec.first + spec.count; ++i) rows += (*this)[i].spec.box.extent[0];
+  return {spec.num_rows > 0 ? spec.num_rows : rows, (*this)[spec.first].spec.box.extent[1]};
+}
+
+void ParameterStore::carve_packed(Carver& carver, const Device& device) const {
+  for (const PackedLinear& linear : linears_) {
+    const Shape out_in = shape(linear.spec);
+    const auto take = [&](PackedMatrix* packed, int64_t k, int64_t n) {
+      if (packed == nullptr) return;
+      const int64_t bytes = transxssm::packed_bytes(device, operand_dtype_, k, n);
+      if (bytes > 0) *packed = {.memory = carver.take(DType::u8, {bytes})};
+    };
+    take(linear.forward.get(), out_in[1], out_in[0]);
+    take(linear.backward.get(), out_in[0], out_in[1]);
+  }
+}
+
+int64_t ParameterStore::packed_bytes(const Device& device) const {
+  Carver count;
+  carve_packed(count, device);
+  return count.used();
+}
+
+void ParameterStore::operands_changed() const {
+  for (const PackedLinear& linear : linears_)
+    for (PackedMatrix* packed : {linear.forward.get(), linear.backward.get()})
+      if (packed != nullptr) packed->stale = true;
+}
+
+Linear ParameterStore::linear(int index) const {
+  const PackedLinear& linear = linears_[static_cast<size_t>(index)];
+  const LinearSpec& spec = linear.spec;
+  const auto rows = [&](const Tensor& flat) {
+    const Tensor whole = fused(flat, spec.first, spec.count);
+    return whole.empty() ? whole : whole.slice(0, spec.first_row, shape(spec)[0]);
+  };
+  return {rows(operand_), rows(gradient_), linear.forward.get(), linear.backward.get()};
+}
+
 void ParameterStore::place() {
   elements_ = 0;
   for (const bool matrices : {false, true}) {
@@ -75,6 +122,9 @@ void ParameterStore::allocate(bool with_optimizer, Device device) {
     Carver moments = make(optimizer_arena_, DType::f32, 2);
     exp_avg_ = moments.take(DType::f32, flat);
     exp_avg_sq_ = moments.take(DType::f32, flat);
+    packed_arena_ = Arena(packed_bytes(device), device);
+    Carver packed = packed_arena_.carver();
+    carve_packed(packed, device);
   }
   for (Parameter& p : parameters_) {
     const Shape& extent = p.spec.box.extent;
@@ -105,6 +155,7 @@ Parameter ParameterStore::range(int64_t begin, int64_t count) const {
 
 void ParameterStore::refresh_operands(Stream& stream) const {
   if (operand_dtype_ != DType::f32) run(stream, Copy{weight_, operand_});
+  operands_changed();
 }
 
 void ParameterStore::initialise(Stream& stream, uint64_t seed, double initializer_range) {
@@ -165,9 +216,6 @@ Tensor ParameterStore::fused_weight(int first, int count) const {
 }
 Tensor ParameterStore::fused_gradient(int first, int count) const {
   return fused(gradient_, first, count);
-}
-Tensor ParameterStore::fused_operand(int first, int count) const {
-  return fused(operand_, first, count);
 }
 
 int64_t ParameterStore::num_elements() const {

@@ -2,12 +2,15 @@
 // summed. All live in four flat f32 arrays of one layout (weight, gradient and AdamW's two moments), vectors
 // before matrices, so that gradient buckets, norms and the optimizer walk contiguous memory, and fused
 // projections are views of neighbours. Networks that compute in bf16 hold a fifth: the weights, rounded.
+// Where the processor has a faster layout for a product's weight there are copies in it (kernels/gemm.h).
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "model/linear.h"
 #include "parallel/sharding.h"
 #include "runtime/arena.h"
 #include "runtime/stream.h"
@@ -48,6 +51,15 @@ struct Parameter {
   int64_t num_elements() const { return weight.num_elements(); }
 };
 
+// A matrix product with a weight: rows of `count` adjacent matrices.
+struct LinearSpec {
+  int first = 0;
+  int count = 1;
+  int64_t first_row = 0;
+  int64_t num_rows = 0;                  // 0: all that follow
+  bool forward = true, backward = true;  // which of its products are formed
+};
+
 class ParameterStore {
  public:
   // Matrix products take weights in `operand_dtype`: f32 or bf16.
@@ -55,12 +67,18 @@ class ParameterStore {
   // Declares a parameter; returns its index. Parameters declared with `adjacent` follow the previous one
   // without a gap, so that fused() can view them as one matrix.
   int declare(ParameterSpec spec, bool adjacent = false);
-  // Allocates on `device`. `with_optimizer` false leaves out gradients and moments (inference).
+  // Declares a product, after its parameters; returns its index.
+  int declare_linear(const LinearSpec& spec);
+  // Allocates on `device`. `with_optimizer` false leaves out gradients, moments and the weights' packed
+  // copies (inference, whose products have few rows).
   void allocate(bool with_optimizer, Device device = {});
   // Same start on every mesh: each element is a function of (seed, name, global index).
   void initialise(Stream& stream, uint64_t seed, double initializer_range);
   // After weights were written by other means than the optimizer: forms the operands again.
   void refresh_operands(Stream& stream) const;
+  // After operands were written: their packed copies are formed again by the next products. Every writer of
+  // operands calls it.
+  void operands_changed() const;
 
   const Parameter& operator[](int index) const { return parameters_[static_cast<size_t>(index)]; }
   const std::vector<Parameter>& all() const { return parameters_; }
@@ -68,7 +86,7 @@ class ParameterStore {
   // gradients.
   Tensor fused_weight(int first, int count) const;
   Tensor fused_gradient(int first, int count) const;
-  Tensor fused_operand(int first, int count) const;
+  Linear linear(int index) const;
 
   const Tensor& flat_gradient() const { return gradient_; }
   // Contiguous parts of the flat arrays: what weight decay leaves alone (vectors), and what it does not
@@ -79,6 +97,8 @@ class ParameterStore {
   int64_t num_owned_elements() const;
   int64_t weight_bytes() const { return weight_arena_.bytes(); }
   int64_t operand_bytes() const { return operand_arena_.bytes(); }
+  // Of the packed copies of weights on `device`, known without allocating them.
+  int64_t packed_bytes(const Device& device) const;
   int64_t optimizer_bytes() const { return optimizer_arena_.bytes(); }
   int64_t gradient_bytes() const { return gradient_arena_.bytes(); }
   void zero_gradients(Stream& stream) const;
@@ -87,13 +107,20 @@ class ParameterStore {
   void place();
   Tensor fused(const Tensor& flat, int first, int count) const;
   Parameter range(int64_t begin, int64_t count) const;
+  Shape shape(const LinearSpec& spec) const;  // [out,in] of its weight
+  struct PackedLinear {
+    LinearSpec spec;
+    std::unique_ptr<PackedMatrix> forward, backward;  // null: that product is not formed
+  };
+  void carve_packed(Carver& carver, const Device& device) const;
 
   DType operand_dtype_;
   std::vector<Parameter> parameters_;
   std::vector<bool> adjacent_;  // to the one declared before
   int64_t matrices_begin_ = 0;  // vectors come before
   int64_t elements_ = 0;        // of the flat arrays, gaps included
-  Arena weight_arena_, gradient_arena_, optimizer_arena_, operand_arena_;
+  std::vector<PackedLinear> linears_;
+  Arena weight_arena_, gradient_arena_, optimizer_arena_, operand_arena_, packed_arena_;
   Tensor weight_, gradient_, exp_avg_, exp_avg_sq_, operand_;
 };
 

@@ -45,8 +45,14 @@ SsdMixer::SsdMixer(const ModelConfig& config, const Shard& shard, const Precisio
   store.declare(cut_by("b_proj.weight", all_groups, n_, d, shard.groups), true);
   store.declare(cut_by("x_proj.weight", all_heads, p_, d, shard.ssd_heads), true);
   store.declare(cut_by("dt_proj.weight", all_heads, 1, d, shard.ssd_heads), true);
-  first_projection_ = gate_ ? c - 1 : c;
-  num_projections_ = gate_ ? 5 : 4;
+  LinearSpec projection{.first = gate_ ? c - 1 : c, .count = gate_ ? 5 : 4, .forward = false};
+  projection_ = store.declare_linear(projection);
+  projection.forward = true, projection.backward = false;
+  projection.num_rows = z_width() + cbx_width();
+  rounded_projection_ = store.declare_linear(projection);
+  projection.first_row = projection.num_rows;
+  projection.num_rows = heads_;
+  u_projection_ = store.declare_linear(projection);
   if (conv_) {
     for (const char* kind : {"weight", "bias"}) {
       const bool bias = kind[0] == 'b';
@@ -63,9 +69,10 @@ SsdMixer::SsdMixer(const ModelConfig& config, const Shard& shard, const Precisio
   if (config.d_skip) d_skip_ = store.declare(cut_by("D", all_heads, 1, 0, shard.ssd_heads, Init::ones));
   if (gate_) norm_ = store.declare(cut_by("norm.weight", all_heads, p_, 0, shard.ssd_heads, Init::ones));
   const Shape out_shape = {d, all_heads * p_};
-  out_ = store.declare({.name = prefix + "out_proj.weight",
-                        .global_shape = out_shape,
-                        .box = unit_box(out_shape, 1, p_, shard.ssd_heads)});
+  const int out = store.declare({.name = prefix + "out_proj.weight",
+                                 .global_shape = out_shape,
+                                 .box = unit_box(out_shape, 1, p_, shard.ssd_heads)});
+  output_ = store.declare_linear({.first = out});
 }
 
 SsdMixer::Saved SsdMixer::carve(Carver& saved, int64_t rows, int64_t tokens) const {
@@ -93,11 +100,6 @@ Tensor SsdMixer::take_d_projected(Carver& pending, int64_t num_tokens) const {
   const int64_t padded = (width() + kColumns - 1) / kColumns * kColumns;
   const Tensor whole = pending.take(dtype_, {num_tokens, padded});
   return whole.empty() ? whole : whole.slice(1, 0, width());
-}
-
-Linear SsdMixer::projection() const {
-  return {store_->fused_operand(first_projection_, num_projections_),
-          store_->fused_gradient(first_projection_, num_projections_)};
 }
 
 SsdMixer::Parts SsdMixer::split(const Tensor& cbx, const TokenContext& tokens) const {
@@ -131,10 +133,8 @@ void SsdMixer::forward(Stream& stream, const TokenContext& tokens, const Tensor&
   const Saved s = carve(saved, tokens.rows, tokens.tokens);
   const Shape rows = {tokens.rows, tokens.tokens, cbx_width()};
   // u keeps f32 where the rest is rounded, so it is a product of its own.
-  const Linear whole = projection();
-  const int64_t rounded = z_width() + cbx_width();
-  Linear{whole.weight.slice(0, 0, rounded)}.forward(stream, x, s.projected);
-  Linear{whole.weight.slice(0, rounded, heads_)}.forward(stream, x, s.u);
+  store_->linear(rounded_projection_).forward(stream, x, s.projected);
+  store_->linear(u_projection_).forward(stream, x, s.u);
   if (conv_) {
     Conv1dForward conv{.x = cbx_columns(s.projected).reshape(rows),
                        .weight = store_->fused_weight(conv_weight_, 3),

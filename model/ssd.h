@@ -5,7 +5,6 @@
 
 #include "kernels/ssd_scan.h"
 #include "model/block.h"
-#include "model/linear.h"
 #include "model/parameter.h"
 #include "model/precision.h"
 #include "model/rotary_table.h"
@@ -56,8 +55,8 @@ class SsdMixer {
   Parts split(const Tensor& cbx, const TokenContext& tokens) const;
   SsdInput scan_input(const TokenContext& tokens, const Saved& saved) const;
   Tensor take_d_projected(Carver& pending, int64_t num_tokens) const;  // [BT, width()] z, C, B, X, u
-  Linear projection() const;
-  Linear output() const { return {(*store_)[out_].operand, (*store_)[out_].gradient}; }
+  Linear projection() const { return store_->linear(projection_); }
+  Linear output() const { return store_->linear(output_); }
   void sum_over_sharers(const Tensor& values) const;
 
   int64_t inner() const { return heads_ * p_; }
@@ -74,9 +73,11 @@ class SsdMixer {
   double eps_;
   bool conv_, gate_;
   int64_t conv_kernel_;
-  int first_projection_ = 0, num_projections_ = 0;
+  int projection_ = 0;                             // of all, backwards
+  int rounded_projection_ = 0, u_projection_ = 0;  // its two parts, forwards: u keeps f32
+  int output_ = 0;
   int conv_weight_ = -1, conv_bias_ = -1;  // of C; B's and X's follow
-  int a_log_ = 0, dt_bias_ = 0, d_skip_ = -1, norm_ = -1, out_ = 0;
+  int a_log_ = 0, dt_bias_ = 0, d_skip_ = -1, norm_ = -1;
 };
 
 }  // namespace transxssm

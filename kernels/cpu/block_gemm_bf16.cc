@@ -1,4 +1,4 @@
-// Highway 1.0.3 has no target with these instructions: the one file of the CPU backend in intrinsics.
+// Highway 1.0.3 has no target with these instructions: in intrinsics, as gemm_panels.cc.
 #include "kernels/cpu/block_gemm_bf16.h"
 
 #if defined(__x86_64__)

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/gemm_bf16.h"
 #include "kernels/cpu/gemm_matrix.h"
+#include "kernels/cpu/gemm_panels.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/rows.h"
 
@@ -102,7 +103,27 @@ void product_widened(Stream& stream, const Gemm& args, int64_t m, int64_t n, int
     }
 }
 
+// With the operands' own panels where the processor has such products: a weight's copy, or the gradient of a
+// weight. False: done by the plain ones.
+bool product_in_panels(Stream& stream, const Gemm& args) {
+  if (!has_panel_products(args.a.dtype())) return false;
+  if (args.transpose_a && !args.transpose_b && args.c.dtype() == DType::f32) {
+    product_of_columns(stream, args);
+    return true;
+  }
+  if (args.packed_b == nullptr || args.packed_b->memory.empty()) return false;
+  PackedMatrix& packed = *args.packed_b;
+  if (packed.stale) pack_panels(stream, args, packed.memory.raw());
+  packed.stale = false;
+  product_of_panels(stream, args, packed.memory.raw());
+  return true;
+}
+
 }  // namespace
+
+int64_t packed_bytes(DType dtype, int64_t k, int64_t n) {
+  return has_panel_products(dtype) ? panel_bytes(dtype, k, n) : 0;
+}
 
 void run(Stream& stream, const Gemm& args) {
   const DType dtype = args.a.dtype(), sums = args.c.dtype();
@@ -115,6 +136,10 @@ void run(Stream& stream, const Gemm& args) {
   expect(args.a, "Gemm.a", dtype, args.transpose_a ? Shape{k, m} : Shape{m, k});
   expect(args.b, "Gemm.b", dtype, args.transpose_b ? Shape{n, k} : Shape{k, n});
   expect(args.c, "Gemm.c", sums, {m, n});
+  if (args.packed_b != nullptr) {
+    TRANSXSSM_CHECK(!args.transpose_a, "a transposed operand beside a packed one");
+    expect_or_empty(args.packed_b->memory, "Gemm.packed_b", DType::u8, {packed_bytes(dtype, k, n)});
+  }
   if (m == 0 || n == 0) return;
   if (k == 0) {
     if (args.accumulate) return;
@@ -126,6 +151,7 @@ void run(Stream& stream, const Gemm& args) {
   }
   omp_set_num_threads(
       stream.num_threads());  // oneDNN takes the calling thread's, whichever stream set it last
+  if (product_in_panels(stream, args)) return;
   if (dtype == DType::f64)
     product_f64(stream, args, m, n, k);
   else if (dtype == DType::f32)

@@ -29,5 +29,6 @@ void run(Stream& stream, const Copy& args);
 void run(Stream& stream, const AdamW& args);
 double sum_of_squares(Stream& stream, std::span<const Tensor> tensors);
 int64_t count_not_finite(Stream& stream, const Tensor& x);
+int64_t packed_bytes(DType dtype, int64_t k, int64_t n);  // of a right operand
 
 }  // namespace transxssm::cpu

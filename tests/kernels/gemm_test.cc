@@ -24,11 +24,23 @@ std::vector<double> definition(const Gemm& args, const std::vector<double>& befo
   return result;
 }
 
+// With the memory that the CPU asks for, or none.
+struct Packed {
+  explicit Packed(const Gemm& args) {
+    const int64_t n = args.c.size(1), k = args.b.size(args.transpose_b ? 1 : 0);
+    bytes = zeros<uint8_t>({packed_bytes(Device{}, args.b.dtype(), k, n)});
+    if (bytes.view().num_elements() > 0) matrix.memory = bytes;
+  }
+  OwnedTensor bytes;
+  PackedMatrix matrix;
+};
+
 // T: of a and b, C: of c.
 template <class T, class C>
-void check_product(int64_t m, int64_t n, int64_t k, int64_t padding, int num_threads) {
+void check_product(int64_t m, int64_t n, int64_t k, int64_t padding, int num_threads,
+                   const std::vector<int>& cases = {0, 1, 2, 3, 4, 5, 6, 7}) {
   Stream stream = test_stream(num_threads);
-  for (int flags = 0; flags < 8; ++flags) {
+  for (const int flags : cases) {
     const bool transpose_a = flags & 1, transpose_b = flags & 2, accumulate = flags & 4;
     if (accumulate && std::is_same_v<C, BFloat16>) continue;
     const OwnedTensor a = random_normal<T>(transpose_a ? Shape{k, m} : Shape{m, k}, 1, 1, 0, padding);
@@ -42,6 +54,17 @@ void check_product(int64_t m, int64_t n, int64_t k, int64_t padding, int num_thr
     EXPECT_LT(relative_error(c, expected), tolerance<C>(2e-6, 1e-14))
         << m << " x " << n << " x " << k << " flags " << flags;
     EXPECT_TRUE(c.padding_intact());
+    if (transpose_a) continue;
+    const OwnedTensor again =
+        accumulate ? random_normal<C>({m, n}, 3, 1, 0, padding) : filled<C>({m, n}, nan, padding);
+    Packed packed(args);
+    Gemm with_copy = args;
+    with_copy.c = again;
+    with_copy.packed_b = &packed.matrix;
+    run_and_wait(stream, with_copy);
+    EXPECT_LT(relative_error(again, expected), tolerance<C>(2e-6, 1e-14))
+        << "packed " << m << " x " << n << " x " << k << " flags " << flags;
+    EXPECT_TRUE(again.padding_intact());
   }
 }
 
@@ -71,6 +94,90 @@ TEST(Gemm, LongDimensions) {
   check_products(1100, 24, 17, 3, 2);
   check_products(9, 530, 24, 0, 2);
   check_products(9, 24, 1100, 3, 2);
+}
+
+// Several blocks of every dimension, the last of each neither whole nor even.
+TEST(Gemm, SeveralBlocks) {
+  for_dtypes<float, BFloat16>([](auto type) {
+    using T = decltype(type);
+    check_product<T, T>(140, 290, 777, 3, 1, {0, 2});
+    check_product<T, float>(140, 41, 777, 0, 2, {4, 6});
+    check_product<T, float>(405, 39, 301, 1, 1, {1, 5});
+    check_product<T, float>(39, 810, 301, 0, 2, {1, 5});
+  });
+}
+
+// What lies behind a row of an odd length, and behind the last row, is not a number.
+TEST(Gemm, ReadsNothingBehindItsOperands) {
+  for_dtypes<float, BFloat16>([](auto type) {
+    using T = decltype(type);
+    Stream stream = test_stream();
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    const OwnedTensor storage = filled<T>({40, 80}, nan), b_storage = filled<T>({80, 40}, nan);
+    const Tensor a = storage.view().slice(0, 0, 21).slice(1, 0, 33),
+                 b = b_storage.view().slice(0, 0, 33).slice(1, 0, 19);
+    for (const Tensor& tensor : {a, b})
+      for (int64_t i = 0; i < tensor.num_elements(); ++i) set(tensor, i, static_cast<double>(i % 7) - 3);
+    const OwnedTensor c = zeros<Wide<T>>({21, 19}), d = zeros<Wide<T>>({33, 19});
+    const Gemm forward{.a = a, .b = b, .c = c};
+    Packed packed(forward);
+    Gemm with_copy = forward;
+    with_copy.packed_b = &packed.matrix;
+    run_and_wait(stream, with_copy);
+    EXPECT_LT(relative_error(c, definition(forward, {})), 1e-6);
+    const OwnedTensor e = random_normal<T>({21, 19}, 1);
+    const Gemm gradient{.a = a, .b = e, .c = d, .transpose_a = true};
+    run_and_wait(stream, gradient);
+    EXPECT_LT(relative_error(d, definition(gradient, {})), 1e-6);
+  });
+}
+
+// A copy is formed again when it is said to be stale, and only then.
+TEST(Gemm, StaleCopy) {
+  for_dtypes<float, BFloat16>([](auto type) {
+    using T = decltype(type);
+    Stream stream = test_stream(2);
+    const OwnedTensor a = random_normal<T>({70, 50}, 1), b = random_normal<T>({40, 50}, 2),
+                      c = zeros<Wide<T>>({70, 40});
+    Gemm args{.a = a, .b = b, .c = c, .transpose_b = true};
+    Packed packed(args);
+    if (packed.matrix.memory.empty()) return;
+    args.packed_b = &packed.matrix;
+    run_and_wait(stream, args);
+    EXPECT_FALSE(packed.matrix.stale);
+    const std::vector<double> first = definition(args, {});
+    copy(random_normal<T>({40, 50}, 3).view(), b.view());
+    run_and_wait(stream, args);
+    EXPECT_LT(relative_error(c, first), 1e-6) << "formed without need";
+    packed.matrix.stale = true;
+    run_and_wait(stream, args);
+    EXPECT_LT(relative_error(c, definition(args, {})), 1e-6);
+  });
+}
+
+// With copies, and for gradients of weights, bits do not depend on the number of threads.
+TEST(Gemm, SameBitsForAnyNumberOfThreads) {
+  for_dtypes<float, BFloat16>([](auto type) {
+    using T = decltype(type);
+    const OwnedTensor x = random_normal<T>({300, 900}, 1), y = random_normal<T>({300, 430}, 2),
+                      weight = random_normal<T>({430, 900}, 3);
+    OwnedTensor forward[2], gradient[2];
+    bool packs = false;
+    for (int i = 0; i < 2; ++i) {
+      Stream stream = test_stream(1 + i);
+      forward[i] = zeros<T>({300, 430});
+      gradient[i] = random_normal<float>({430, 900}, 4);
+      Gemm args{.a = x, .b = weight, .c = forward[i], .transpose_b = true};
+      Packed packed(args);
+      packs = !packed.matrix.memory.empty();
+      args.packed_b = &packed.matrix;
+      run_and_wait(stream, args);
+      run_and_wait(stream, Gemm{.a = y, .b = x, .c = gradient[i], .transpose_a = true, .accumulate = true});
+    }
+    if (!packs) return;
+    EXPECT_TRUE(same_bits(forward[0], forward[1]));
+    EXPECT_TRUE(same_bits(gradient[0], gradient[1]));
+  });
 }
 
 // The same shapes again take what the first call prepared, with other tensors.
@@ -148,6 +255,12 @@ TEST(Gemm, RefusesWhatItCannotDo) {
   EXPECT_THROW(run(stream, Gemm{.a = half, .b = half, .c = half, .accumulate = true}), InternalError);
   EXPECT_THROW(run(stream, Gemm{z, z, half}), InternalError);
   EXPECT_THROW(run(stream, Gemm{half, z, z}), InternalError);
+  PackedMatrix packed;
+  EXPECT_THROW(run(stream, Gemm{.a = z, .b = z, .c = z, .transpose_a = true, .packed_b = &packed}),
+               InternalError);
+  const OwnedTensor byte = zeros<uint8_t>({1});
+  packed.memory = byte;
+  EXPECT_THROW(run(stream, Gemm{.a = z, .b = z, .c = z, .packed_b = &packed}), InternalError);
 }
 
 }  // namespace

@@ -100,6 +100,83 @@ TEST_F(OptimizerTest, NormOfAllGradients) {
   EXPECT_NEAR(Optimizer(stream_, store_, mesh, kOptions).gradient_norm(), std::sqrt(squares), 1e-6);
 }
 
+// A product after each way to change a weight is one with the new weight.
+TEST(PackedCopies, FollowTheWeights) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Stream stream(2);
+    ParameterStore store(dtype);
+    const Shape shape = {40, 24};
+    const int parameter = store.declare({.name = "matrix", .global_shape = shape, .box = whole_box(shape)});
+    const int whole = store.declare_linear({.first = parameter, .forward = false});
+    const int part = store.declare_linear({.first = parameter, .first_row = 7, .num_rows = 33});
+    store.allocate(true);
+    const Parameter& p = store[parameter];
+    Arena arena(1 << 16);
+    Carver carver = arena.carver();
+    const Tensor x = carver.take(dtype, {3, 24}), y = carver.take(dtype, {3, 33}),
+                 dy = carver.take(dtype, {3, 40}), dx = carver.take(dtype, {3, 24});
+    const auto element = [](const Tensor& tensor, int64_t i, int64_t j) {
+      return tensor.dtype() == DType::f32 ? tensor.at<float>({i, j}) : to_float(tensor.at<BFloat16>({i, j}));
+    };
+    for (const Tensor& tensor : {x, dy})
+      for (int64_t i = 0; i < 3; ++i)
+        for (int64_t j = 0; j < tensor.size(1); ++j) {
+          const auto value = static_cast<float>((i * 7 + j * 3) % 5 - 2);
+          if (dtype == DType::f32)
+            tensor.at<float>({i, j}) = value;
+          else
+            tensor.at<BFloat16>({i, j}) = to_bfloat16(value);
+        }
+    const auto check = [&](const char* after) {
+      store.linear(part).forward(stream, x, y);
+      store.linear(whole).backward_input(stream, dy, dx);
+      for (int64_t i = 0; i < 3; ++i) {
+        for (int64_t o = 0; o < 33; ++o) {
+          double sum = 0;
+          for (int64_t j = 0; j < 24; ++j) sum += element(x, i, j) * element(p.operand, o + 7, j);
+          EXPECT_NEAR(element(y, i, o), sum, 1e-5 + 8e-3 * std::abs(sum)) << after;
+        }
+        for (int64_t j = 0; j < 24; ++j) {
+          double sum = 0;
+          for (int64_t o = 0; o < 40; ++o) sum += element(dy, i, o) * element(p.operand, o, j);
+          EXPECT_NEAR(element(dx, i, j), sum, 1e-5 + 8e-3 * std::abs(sum)) << after;
+        }
+      }
+    };
+    store.initialise(stream, 1, 1);
+    check("initialisation");
+    for (int64_t i = 0; i < p.num_elements(); ++i) {
+      p.weight.data<float>()[i] = static_cast<float>(i % 11 - 5);
+      p.gradient.data<float>()[i] = static_cast<float>(i % 3 - 1);
+    }
+    store.refresh_operands(stream);
+    check("a load");
+    const auto world = single_rank();
+    Mesh mesh(*world, {});
+    Optimizer(stream, store, mesh, kOptions).update(0.5, 1, 1);
+    check("a step of the optimizer");
+    store.initialise(stream, 2, 1);
+    check("another initialisation");
+  }
+}
+
+// What the plan says is what is allocated, and other devices and inference have none.
+TEST(PackedCopies, AreCounted) {
+  ParameterStore store(DType::f32);
+  const Shape shape = {40, 24};
+  store.declare_linear(
+      {.first = store.declare({.name = "m", .global_shape = shape, .box = whole_box(shape)})});
+  const int64_t padded = (64 * 24 + 32 * 40) * 4, bytes = store.packed_bytes(Device{});
+  EXPECT_TRUE(bytes == padded || bytes == 0) << bytes;
+  EXPECT_EQ(store.packed_bytes(Device{DeviceKind::cuda, 0}), 0);
+  store.allocate(false);
+  EXPECT_TRUE(store.linear(0).packed_forward->memory.empty());
+  store.allocate(true);
+  EXPECT_EQ(store.linear(0).packed_forward->memory.num_bytes() +
+                store.linear(0).packed_backward->memory.num_bytes(),
+            bytes);
+}
+
 TEST(LearningRate, WarmsUpAndDecaysToItsFraction) {
   LearningRateSchedule rate{.peak = 8, .min_fraction = 0.25, .warmup_steps = 4, .num_steps = 12};
   EXPECT_DOUBLE_EQ(rate.at(1), 2);
