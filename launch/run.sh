@@ -50,7 +50,11 @@ mpirun_options=(-n "$ranks" --bind-to none)
 if ! $own_hosts; then
   cores=$(lscpu -p=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l)
   [ "$ranks" -le "$cores" ] || mpirun_options+=(--oversubscribe)
-  [ "$ranks" -le "$(nproc)" ] || mpirun_options+=(--mca mpi_yield_when_idle 1)
+  # More ranks than cores: what waits leaves the core to a rank that works, within MPI and in a rank's threads.
+  if [ "$ranks" -gt "$(nproc)" ]; then
+    mpirun_options+=(--mca mpi_yield_when_idle 1)
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+  fi
 fi
 [ "$(id -u)" != 0 ] || mpirun_options+=(--allow-run-as-root)
 # Containers forbid the system call behind single-copy messages between processes.

@@ -5,11 +5,14 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <string>
 
 #include "parallel/mpi_communicator.h"
+#include "tests/parallel/communicator_elements.h"
 #include "tests/parallel/communicator_suite.h"
 #include "tests/parallel/toy_pipeline.h"
 
@@ -29,6 +32,57 @@ TEST_P(MpiConformance, Case) {
       MPI_Abort(MPI_COMM_WORLD, 1);
     }
   }
+}
+
+// Through shared memory and by messages: the same bits, and the same bytes counted.
+TEST(MpiSharedMemory, GivesTheBitsOfMessages) {
+  const auto shared = mpi_world(), messages = mpi_world(int64_t{1} << 30, false);
+  const int me = shared->rank(), n = shared->size();
+  for (const int64_t count : {1, 2047, 5000, 300'007, 2'000'003}) {
+    std::vector<BFloat16> a, b;
+    for (int64_t i = 0; i < count; ++i) a.push_back(to_bfloat16(element<float>(me, i)));
+    b = a;
+    const auto same = [&] { return std::memcmp(a.data(), b.data(), a.size() * sizeof(BFloat16)) == 0; };
+    shared->all_reduce(Placed(a));
+    messages->all_reduce(Placed(b));
+    EXPECT_TRUE(same()) << count;
+    a.resize(static_cast<size_t>(n * count), a.front());
+    b = a;
+    {
+      const Placed x(a), y(b);
+      shared->reduce_scatter(x, x.slice(me * count, count));
+      messages->reduce_scatter(y, y.slice(me * count, count));
+      EXPECT_TRUE(same()) << count;
+      shared->all_gather(x.slice(me * count, count), x);
+      messages->all_gather(y.slice(me * count, count), y);
+      EXPECT_TRUE(same()) << count;
+    }
+    EXPECT_EQ(shared->traffic().bytes_sent, messages->traffic().bytes_sent);
+  }
+}
+
+TEST(MpiSharedMemory, ALostRankIsNamed) {
+  const auto world = mpi_world();
+  const auto group = world->split(0, -world->rank());  // backwards: world ranks in the message
+  group->set_name("stuck");
+  std::vector<float> x(1'000'000);
+  group->all_reduce(Placed(x));
+  if (world->rank() != world->size() - 1) {  // the last one does not come
+    group->set_timeout(std::chrono::milliseconds(100));
+    std::string message;
+    try {
+      group->all_reduce(Placed(x));
+    } catch (const CommunicationError& error) {
+      message = error.what();
+    }
+    EXPECT_NE(message.find("Rank " + std::to_string(world->rank()) + " in all_reduce #1 of 'stuck'"),
+              std::string::npos)
+        << message;
+    EXPECT_NE(message.find(std::to_string(world->size() - 1) + ", which failed"), std::string::npos)
+        << message;
+  }
+  world->set_timeout(std::chrono::seconds(300));
+  MPI_Barrier(MPI_COMM_WORLD);
 }
 
 TEST(MpiPipeline, EverySchedule) {

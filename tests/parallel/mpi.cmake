@@ -2,7 +2,7 @@
 add_executable(test_communicator_mpi parallel/communicator_mpi.cc parallel/communicator_suite.cc
                parallel/toy_pipeline.cc)
 target_link_libraries(test_communicator_mpi PRIVATE parallel GTest::gtest MPI::MPI_CXX)
-foreach(RANKS 2 4)
+foreach(RANKS 2 3 4 8)
   add_test(NAME communicator_mpi_${RANKS}
            COMMAND mpirun --oversubscribe --allow-run-as-root --bind-to none -n ${RANKS}
                    $<TARGET_FILE:test_communicator_mpi>)
