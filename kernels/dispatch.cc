@@ -1,4 +1,6 @@
 // The only place that asks on which device an operation runs.
+#include <fmt/format.h>
+
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/ssd_scan.h"
@@ -19,12 +21,23 @@ Operations& device_operations(const Stream& stream) {
   return *registered;
 }
 
+// A product by the names of BLAS: which factor is transposed, and M x N x K.
+std::string shape_of(const Gemm& args) {
+  return fmt::format("{}{} {} x {} x {}", args.transpose_a ? 'T' : 'N', args.transpose_b ? 'T' : 'N',
+                     args.c.size(0), args.c.size(1), args.a.size(args.transpose_a ? 0 : 1));
+}
+template <class Args>
+std::string shape_of(const Args&) {
+  return {};
+}
+
 template <class Args>
 void run_on_device(Stream& stream, const Args& args, const char* name) {
   Span span(Activity::compute, name, &stream);
   if (span.kept()) {
     const OperationCost floor = cost(args);
     span.set_cost(floor.bytes, floor.flops);
+    span.set_shape(shape_of(args));
   }
   if (stream.device().is_cpu()) return cpu::run(stream, args);
   device_operations(stream).run(stream, args);

@@ -7,48 +7,23 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "kernels/peak.h"
+#include "launch/benchmark_costs.h"
+#include "launch/benchmark_steps.h"
 #include "launch/plan.h"
 #include "launch/trace_file.h"
-#include "launch/trainer.h"
 #include "model/accounting.h"
 #include "runtime/cpu_features.h"
 #include "runtime/file_system.h"
 #include "runtime/format.h"
-#include "runtime/rng.h"
 
 namespace transxssm {
 namespace {
 
 using nlohmann::json;
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
-// Tokens cost the same whatever they say.
-void fill_random(const Batch& batch, int64_t vocabulary, int64_t first_row) {
-  const Rng rng(1, "benchmark");
-  const int64_t tokens = batch.tokens();
-  for (int64_t row = 0; row < batch.rows(); ++row) {
-    const auto id = [&](int64_t t) {
-      return static_cast<int32_t>(rng.below(static_cast<uint64_t>((first_row + row) * (tokens + 1) + t),
-                                            static_cast<uint64_t>(vocabulary)));
-    };
-    for (int64_t t = 0; t < tokens; ++t) {
-      batch.input.at<int32_t>({row, t}) = id(t);
-      batch.target.at<int32_t>({row, t}) = id(t + 1);
-      batch.position.at<int32_t>({row, t}) = static_cast<int32_t>(t);
-      batch.document.at<int32_t>({row, t}) = 0;
-      batch.valid.at<uint8_t>({row, t}) = 1;
-    }
-  }
-}
 
 // Dense bf16 FLOP/s that the vendor states for one such GPU; 0 where that is not known.
 double vendor_peak(const std::string& device) {
@@ -62,6 +37,13 @@ struct Machine {
   MachinePeaks peaks;     // of one rank
   double peak_flops = 0;  // of all ranks: the vendor's on a GPU whose figure is known, else measured
   bool vendor = false;
+
+  void take_higher_peaks(const Machine& other) {
+    peaks.copy_bandwidth = std::max(peaks.copy_bandwidth, other.peaks.copy_bandwidth);
+    peaks.flops_f32 = std::max(peaks.flops_f32, other.peaks.flops_f32);
+    peaks.flops_bf16 = std::max(peaks.flops_bf16, other.peaks.flops_bf16);
+    peak_flops = std::max(peak_flops, other.peak_flops);
+  }
 };
 
 Machine describe_machine(Stream& stream, DType dtype, Communicator& world) {
@@ -82,87 +64,61 @@ Machine describe_machine(Stream& stream, DType dtype, Communicator& world) {
 
 struct Speed {
   std::vector<double> step_seconds;
-  ActivitySeconds activities;  // of rank 0, a step
+  StepAllocations allocations;  // of rank 0, the last round
+  ActivitySeconds activities;   // of rank 0, a step
 };
 
-class TimedTraining {
- public:
-  TimedTraining(const TrainConfig& config, Worker& worker, Stream& stream)
-      : config_(config), worker_(worker), stream_(stream), trainer_(config, worker.world(), stream) {
-    fill_random(trainer_.batch(), config.model().vocab_size(), trainer_.first_row());
-  }
-
-  double step() {
-    const auto begin = std::chrono::steady_clock::now();
-    trainer_.step();
-    stream_.synchronize();
-    worker_.world().barrier();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  }
-
-  // Tokens a second of the median of `steps` steps.
-  double measure(int steps, Speed& speed) {
-    std::vector<double> seconds;
-    take_activity_seconds();
-    for (int i = 0; i < steps; ++i) seconds.push_back(step());
-    speed.activities = take_activity_seconds();
-    for (double& s : speed.activities.seconds) s /= steps;
-    speed.step_seconds.insert(speed.step_seconds.end(), seconds.begin(), seconds.end());
-    return static_cast<double>(tokens_per_step(config_)) / median(seconds);
-  }
-
-  std::vector<TraceEvent> trace_step() {
-    Trace trace;
-    step();
-    return trace.take();
-  }
-
- private:
-  const TrainConfig& config_;
-  Worker& worker_;
-  Stream& stream_;
-  Trainer trainer_;
-};
-
-std::string operation_table(const std::vector<OperationTime>& operations, double step_seconds) {
-  std::string text = fmt::format("{:<24} {:>6} {:>10} {:>7} {:>10} {:>9}\n", "operation", "calls",
-                                 "ms a step", "share", "floor ms", "of floor");
-  double seconds = 0, floor = 0;
-  const auto row = [&](const std::string& name, int64_t calls, double s, double f) {
-    text += fmt::format("{:<24} {:>6} {:>10.2f} {:>6.1f}% {:>10.2f} {:>8.0f}%\n", name, calls, 1e3 * s,
-                        100 * s / step_seconds, 1e3 * f, s > 0 ? 100 * f / s : 0);
-  };
-  for (const OperationTime& o : operations) {
-    row(o.name, o.calls, o.seconds, o.floor_seconds);
-    seconds += o.seconds, floor += o.floor_seconds;
-  }
-  row("all operations", 0, seconds, floor);
-  return text;
+// Tokens a second of the median of `steps` steps.
+double measure(TimedTraining& training, int steps, Speed& speed) {
+  std::vector<double> seconds;
+  take_activity_seconds();
+  const AllocationCounter counter;
+  for (int i = 0; i < steps; ++i) seconds.push_back(training.step());
+  speed.allocations = counter.count();
+  speed.activities = take_activity_seconds();
+  for (double& s : speed.activities.seconds) s /= steps;
+  speed.step_seconds.insert(speed.step_seconds.end(), seconds.begin(), seconds.end());
+  return static_cast<double>(training.tokens()) / median(seconds);
 }
 
-json operations_json(const std::vector<OperationTime>& operations) {
-  json list = json::array();
-  for (const OperationTime& o : operations)
-    list.push_back(
-        {{"name", o.name}, {"calls", o.calls}, {"seconds", o.seconds}, {"floor_seconds", o.floor_seconds}});
-  return list;
+// Ours and a peer's, in turn.
+struct Pairs {
+  std::vector<double> ours, peers, ratios;  // tokens/s
+};
+
+std::string pairs_table(const Pairs& pairs) {
+  std::string text = fmt::format("{:<10} {:>9} {:>9} {:>9}   of {} pairs in turn\n", "tokens/s", "median",
+                                 "lowest", "highest", pairs.ratios.size());
+  const auto row = [&](const char* name, const std::vector<double>& values, int digits) {
+    const auto [low, high] = std::minmax_element(values.begin(), values.end());
+    text += fmt::format("{:<10} {:>9.{}f} {:>9.{}f} {:>9.{}f}\n", name, median(values), digits, *low, digits,
+                        *high, digits);
+  };
+  row("ours", pairs.ours, 0);
+  row("peer", pairs.peers, 0);
+  row("ratio", pairs.ratios, 2);
+  return text;
 }
 
 }  // namespace
 
 TrainConfig benchmark_config(const BenchmarkShape& shape, std::vector<std::string> overrides,
                              int world_size) {
-  std::string preset = shape.preset, layers;
-  for (const auto& [name, whole] : {std::pair{"320m-8l", "transxssm-320m"}, {"llama-8l", "llama-320m"}}) {
-    if (shape.preset != name) continue;
-    preset = whole;
-    layers = " num_layers: 8";
+  std::string preset = shape.preset, changes;
+  struct Changed {
+    const char *name, *preset, *fields;
+  };
+  for (const Changed& c : {Changed{"320m-8l", "transxssm-320m", "num_layers: 8"},
+                           Changed{"llama-8l", "llama-320m", "num_layers: 8"},
+                           Changed{"llama-tiny", "llama-320m",
+                                   "vocab_size: 8192 num_layers: 8 d_model: 256 num_heads: 4 d_ff: 704"}}) {
+    if (shape.preset == c.name) preset = c.preset, changes = c.fields;
   }
   const std::string text = fmt::format(
-      "model {{ preset: '{}'{} max_position_embeddings: {} }} data {{ train {{ prefix: 'none' }} "
+      "model {{ preset: '{}' {} max_position_embeddings: {} }} data {{ train {{ prefix: 'none' }} "
       "sequence_length: {} }} schedule {{ steps: 1000000 }} parallel {{ global_batch: {} }} "
       "precision {{ compute: '{}' }} log {{ run_directory: 'none' }}",
-      preset, layers, shape.tokens, shape.tokens, shape.rows, shape.dtype);
+      preset, changes, shape.tokens, shape.tokens, shape.rows, shape.dtype);
   const bool said = std::any_of(overrides.begin(), overrides.end(), [](const std::string& o) {
     return o.starts_with("parallel.microbatch_size");
   });
@@ -172,24 +128,6 @@ TrainConfig benchmark_config(const BenchmarkShape& shape, std::vector<std::strin
   overrides.push_back(
       fmt::format("parallel.microbatch_size={}", shape.rows / std::max(1, config.parallel().dp())));
   return parse_config(text, "--preset " + shape.preset, overrides, world_size);
-}
-
-std::vector<OperationTime> operation_times(const std::vector<TraceEvent>& events, const MachinePeaks& peaks,
-                                           DType dtype) {
-  std::map<std::string, OperationTime> by_name;
-  for (const TraceEvent& e : events) {
-    if (e.bytes == 0 && e.flops == 0) continue;
-    OperationTime& o = by_name[e.name];
-    o.name = e.name;
-    ++o.calls;
-    o.seconds += e.end - e.begin;
-    o.floor_seconds += std::max(e.bytes / peaks.copy_bandwidth, e.flops / peaks.flops(dtype));
-  }
-  std::vector<OperationTime> operations;
-  for (auto& [name, o] : by_name) operations.push_back(std::move(o));
-  std::sort(operations.begin(), operations.end(),
-            [](const OperationTime& a, const OperationTime& b) { return a.seconds > b.seconds; });
-  return operations;
 }
 
 double run_peer(const std::string& command) {
@@ -221,48 +159,54 @@ void benchmark_training(const TrainConfig& config, const BenchmarkShape& shape,
   Communicator& world = worker.world();
   const bool speaks = world.rank() == 0;
   const DType dtype = precision_of(config, stream.device()).activation;
-  const Machine machine = describe_machine(stream, dtype, world);
+  Machine machine = describe_machine(stream, dtype, world);
   const Plan plan = make_plan(config);
   TimedTraining training(config, worker, stream);
   for (int i = 0; i < options.warmup; ++i) training.step();
 
   Speed speed;
-  std::vector<double> ours, peers, ratios;
+  Pairs pairs;
   world.set_timeout(std::chrono::hours(24));  // ranks wait while the peer runs on rank 0
   for (int round = 0; round < (options.against.empty() ? 1 : options.rounds); ++round) {
-    ours.push_back(training.measure(options.steps, speed));
+    pairs.ours.push_back(measure(training, options.steps, speed));
     if (options.against.empty()) continue;
     if (speaks) {
-      peers.push_back(run_peer(options.against));
-      ratios.push_back(ours.back() / peers.back());
+      pairs.peers.push_back(run_peer(options.against));
+      pairs.ratios.push_back(pairs.ours.back() / pairs.peers.back());
     }
     world.barrier();
     training.step();  // caches and clocks after the pause
   }
-  const std::vector<TraceEvent> events = training.trace_step();
+  const std::vector<TraceEvent> events = training.trace_step().events;
+  machine.take_higher_peaks(describe_machine(stream, dtype, world));  // what else ran may have held one down
   if (!options.trace.empty()) write_trace(options.trace, events, world, worker.host());
   if (!speaks) return;
 
-  const double tokens_per_second = median(ours), step = median(speed.step_seconds);
+  const double tokens_per_second = median(pairs.ours), step = median(speed.step_seconds);
   const double flops = tokens_per_second * plan.flops_per_token;
   const std::vector<OperationTime> operations = operation_times(events, machine.peaks, dtype);
   const int64_t allocated = plan.stages.front().memory.total();
+  const StepAllocations& steps = speed.allocations;
   std::string text = fmt::format(
       "bench train {} ({} parameters), {} rows of {} tokens, {}, {} on {}\n"
       "machine    {}: {:.1f} GB/s copied, {:.1f} GFLOP/s f32, {:.1f} GFLOP/s bf16 a rank (measured)\n"
       "speed      {:.0f} tokens/s, {:.2f} ms a step (median of {}), {:.1f} GFLOP/s = {:.1f} % of the {}\n"
-      "memory     {} allocated before step 1, {} scratch\n",
+      "memory     {} allocated before step 1, {} scratch; allocated in {} steps: {} tensors of {}, {} of "
+      "fresh "
+      "pages\n",
       shape.preset, format_count(plan.num_parameters), shape.rows, shape.tokens, dtype_name(dtype),
       plan.mesh.to_string(), worker.host(), machine.name, machine.peaks.copy_bandwidth / 1e9,
       machine.peaks.flops_f32 / 1e9, machine.peaks.flops_bf16 / 1e9, tokens_per_second, 1e3 * step,
       speed.step_seconds.size(), flops / 1e9, 100 * flops / machine.peak_flops,
       machine.vendor ? "vendor's dense peak (MFU)" : "measured matrix peak", format_bytes(double(allocated)),
-      format_bytes(static_cast<double>(stream.scratch_bytes())));
+      format_bytes(static_cast<double>(stream.scratch_bytes())), options.steps, steps.arenas,
+      format_bytes(static_cast<double>(steps.arena_bytes)),
+      format_bytes(static_cast<double>(steps.fresh_bytes)));
   text += "rank 0     ";
   for (int a = 0; a < kNumActivities; ++a)
     text += fmt::format("{}{} {:.1f} %", a == 0 ? "" : ", ", activity_name(static_cast<Activity>(a)),
                         100 * speed.activities.seconds[static_cast<size_t>(a)] / speed.activities.total());
-  text += "\n" + operation_table(operations, step);
+  text += "\n" + operations_text(operations, step);
   json result = {{"preset", shape.preset},
                  {"rows", shape.rows},
                  {"tokens", shape.tokens},
@@ -278,26 +222,35 @@ void benchmark_training(const TrainConfig& config, const BenchmarkShape& shape,
                  {"fraction_of_peak", flops / machine.peak_flops},
                  {"allocated_bytes", allocated},
                  {"scratch_bytes", stream.scratch_bytes()},
+                 {"allocated_in_steps",
+                  {{"steps", options.steps},
+                   {"arenas", steps.arenas},
+                   {"arena_bytes", steps.arena_bytes},
+                   {"fresh_bytes", steps.fresh_bytes}}},
                  {"operations", operations_json(operations)}};
   for (int a = 0; a < kNumActivities; ++a)
     result["activities"][activity_name(static_cast<Activity>(a))] =
         speed.activities.seconds[static_cast<size_t>(a)];
-  if (!ratios.empty()) {
-    const auto [low, high] = std::minmax_element(ratios.begin(), ratios.end());
-    text += fmt::format(
-        "ratio      {:.2f} (median of {} pairs in turn; {:.2f} to {:.2f}): ours {:.0f}, peer {:.0f} "
-        "tokens/s\n",
-        median(ratios), ratios.size(), *low, *high, median(ours), median(peers));
+  if (!options.against.empty()) {
+    text += pairs_table(pairs);
     result["against"] = {{"command", options.against},
-                         {"peer_tokens_per_s", peers},
-                         {"ours_tokens_per_s", ours},
-                         {"ratios", ratios},
-                         {"ratio", median(ratios)}};
+                         {"peer_tokens_per_s", pairs.peers},
+                         {"ours_tokens_per_s", pairs.ours},
+                         {"ratios", pairs.ratios},
+                         {"ratio", median(pairs.ratios)}};
   }
   fmt::print("{}", text);
   fmt::print("{}\n", result.dump());
   std::fflush(stdout);
   if (!options.json.empty()) write_file_atomically(posix_file_system(), options.json, result.dump(2) + "\n");
+  if (!options.markdown.empty()) {
+    const std::string caption =
+        fmt::format("{}, {} x {} tokens a step, {}, {}: {:.0f} tokens/s, {:.0f} % of {:.0f} GFLOP/s\n\n",
+                    shape.preset, shape.rows, shape.tokens, dtype_name(dtype), machine.name,
+                    tokens_per_second, 100 * flops / machine.peak_flops, machine.peak_flops / 1e9);
+    write_file_atomically(posix_file_system(), options.markdown,
+                          caption + operations_markdown(operations, step));
+  }
 }
 
 }  // namespace transxssm

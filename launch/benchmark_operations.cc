@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/cost.h"
+#include "kernels/peak.h"
 #include "launch/benchmark.h"
 #include "launch/operands.h"
 #include "runtime/cpu_features.h"

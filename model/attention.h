@@ -13,6 +13,7 @@ namespace transxssm {
 
 class AttentionMixer {
  public:
+  static constexpr const char* kName = "attention";  // in traces
   // Declares its parameters in `store`, under "model.layers.<layer>.attn.". `rotary` covers every position.
   AttentionMixer(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,
                  ParameterStore& store, const RotaryTable& rotary);

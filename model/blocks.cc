@@ -5,6 +5,7 @@
 #include "model/attention.h"
 #include "model/mlp.h"
 #include "model/ssd.h"
+#include "runtime/trace.h"
 
 namespace transxssm {
 namespace {
@@ -46,7 +47,7 @@ class Layer : public Block {
     run(stream,
         RmsNormForward{.x = x, .weight = weight(norm1_), .y = s.normed1, .rstd = s.rstd1, .eps = eps_});
     boundary_.enter_forward(s.normed1);
-    mixer_->forward(stream, tokens, s.normed1, branch, saved);
+    named(stream, Mixer::kName, [&] { mixer_->forward(stream, tokens, s.normed1, branch, saved); });
     boundary_.leave_forward(branch);
     if (!mlp_)
       return run(stream, ResidualForward{.x = x, .branch = branch, .weight = weight(residual1_), .y = y});
@@ -59,7 +60,7 @@ class Layer : public Block {
                                .rstd = s.rstd2,
                                .eps = eps_});
     boundary_.enter_forward(s.normed2);
-    mlp_->forward(stream, s.normed2, branch, saved);
+    named(stream, Mlp::kName, [&] { mlp_->forward(stream, s.normed2, branch, saved); });
     boundary_.leave_forward(branch);
     run(stream, ResidualForward{.x = s.h, .branch = branch, .weight = weight(residual2_), .y = y});
   }
@@ -79,7 +80,8 @@ class Layer : public Block {
     if (!mlp_) {
       run(stream, ResidualBackward{dy, x, weight(residual1_), dx, gradient(residual1_), rounded});
       boundary_.leave_backward(d_branch);
-      mixer_->backward_input(stream, tokens, d_branch, d_normed, saved, pending);
+      named(stream, Mixer::kName,
+            [&] { mixer_->backward_input(stream, tokens, d_branch, d_normed, saved, pending); });
       return backward_norm1(stream, s, x, d_normed, dx);
     }
     const Tensor d_mixer = take_branch(pending, num_tokens);
@@ -91,7 +93,7 @@ class Layer : public Block {
 
     run(stream, ResidualBackward{dy, s.h, weight(residual2_), d_h, gradient(residual2_), rounded});
     boundary_.leave_backward(d_branch);
-    mlp_->backward_input(stream, d_branch, d_normed, saved, pending);
+    named(stream, Mlp::kName, [&] { mlp_->backward_input(stream, d_branch, d_normed, saved, pending); });
     boundary_.enter_backward(d_normed);
     run(stream, RmsNormBackward{.dy = d_normed,
                                 .d_sum = d_h,
@@ -105,7 +107,8 @@ class Layer : public Block {
                                 .d_weight = gradient(norm2_),
                                 .d_residual_weight = gradient(residual1_)});
     boundary_.leave_backward(d_mixer);
-    mixer_->backward_input(stream, tokens, d_mixer, d_normed, mixer_saved, mixer_pending);
+    named(stream, Mixer::kName,
+          [&] { mixer_->backward_input(stream, tokens, d_mixer, d_normed, mixer_saved, mixer_pending); });
     backward_norm1(stream, s, x, d_normed, dx);
   }
 
@@ -115,10 +118,11 @@ class Layer : public Block {
     const Saved s = carve(saved, num_tokens);
     const Tensor rounded = take_rounded(pending, num_tokens);
     const Tensor d_branch = one_type() ? dy : rounded;
-    if (!mlp_) return mixer_->backward_weight(stream, tokens, s.normed1, d_branch, saved, pending);
-    const Tensor d_mixer = take_branch(pending, num_tokens);
-    mixer_->backward_weight(stream, tokens, s.normed1, d_mixer, saved, pending);
-    mlp_->backward_weight(stream, s.normed2, d_branch, saved, pending);
+    const Tensor d_mixer = mlp_ ? take_branch(pending, num_tokens) : d_branch;
+    named(stream, Mixer::kName,
+          [&] { mixer_->backward_weight(stream, tokens, s.normed1, d_mixer, saved, pending); });
+    if (!mlp_) return;
+    named(stream, Mlp::kName, [&] { mlp_->backward_weight(stream, s.normed2, d_branch, saved, pending); });
   }
 
   int64_t saved_bytes(int64_t rows, int64_t tokens) const override {
@@ -143,6 +147,11 @@ class Layer : public Block {
   }
 
  private:
+  // Traces show the sub-layer around its operations.
+  static void named(Stream& stream, const char* name, auto&& work) {
+    const Span span(Activity::compute, name, &stream);
+    work();
+  }
   // The end of the backward: dx holds the gradient that reached x on the residual path.
   void backward_norm1(Stream& stream, const auto& saved, const Tensor& x, const Tensor& d_normed,
                       const Tensor& dx) const {

@@ -7,6 +7,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/rmsnorm.h"
 #include "model/embedding.h"
+#include "runtime/trace.h"
 
 namespace transxssm {
 namespace {
@@ -84,6 +85,7 @@ void Head::loss_and_gradients(Stream& stream, const LossTargets& targets, const 
 
 void Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x, Carver saved,
                    bool gradients) const {
+  const Span span(Activity::compute, "head", &stream);
   const int64_t num_tokens = x.size(0);
   const Saved s = carve(saved, num_tokens);
   normalise(stream, x, s.normed, s.rstd);

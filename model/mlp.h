@@ -9,6 +9,7 @@ namespace transxssm {
 
 class Mlp {
  public:
+  static constexpr const char* kName = "mlp";  // in traces
   // Declares its parameters in `store`, under "model.layers.<layer>.feed_forward.".
   Mlp(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,
       ParameterStore& store);

@@ -15,6 +15,7 @@ namespace transxssm {
 
 class SsdMixer {
  public:
+  static constexpr const char* kName = "ssd";  // in traces
   // Declares its parameters in `store`, under "model.layers.<layer>.ssd.". `group_sharers`: the tp ranks that
   // split a state group between them, over which a gated norm sums its squares.
   SsdMixer(const ModelConfig& config, const Shard& shard, const Precision& precision, int layer,

@@ -4,6 +4,15 @@
 #include <cstring>
 
 namespace transxssm {
+namespace {
+
+thread_local ArenaUse use;
+
+}  // namespace
+
+ArenaUse arena_use() {
+  return use;
+}
 
 Tensor Carver::take(DType dtype, const Shape& shape) {
   const int64_t bytes = shape.num_elements() * dtype_bytes(dtype);
@@ -22,6 +31,7 @@ void Arena::Free::operator()(std::byte* p) const {
 Arena::Arena(int64_t bytes, Device device, MemoryKind kind)
     : memory_(nullptr, {device, kind}), bytes_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
   if (bytes_ == 0) return;
+  ++use.arenas, use.bytes += bytes_;
   if (!device.is_cpu()) {
     memory_.reset(static_cast<std::byte*>(kind == MemoryKind::pinned
                                               ? device_runtime().allocate_pinned(bytes_)

@@ -28,6 +28,13 @@ class Carver {
 // Where an arena's memory is: a device's own, or host memory that devices can copy without the host's help.
 enum class MemoryKind : uint8_t { device, pinned };
 
+// Of the calling thread's arenas, whether they live or not: how many it has made, and their bytes.
+struct ArenaUse {
+  int64_t arenas = 0;
+  int64_t bytes = 0;
+};
+ArenaUse arena_use();
+
 class Arena {
  public:
   Arena() = default;

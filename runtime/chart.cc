@@ -55,9 +55,10 @@ struct Range {
 
 // Data to pixels.
 struct Frame {
-  Range x, y;
-  bool log_y;
-  double column(double value) const { return kLeft + (value - x.low) / (x.high - x.low) * kPlotWidth; }
+  Range x, y;  // of the axes: logarithms where they are logarithmic
+  bool log_y, log2_x;
+  double along(double value) const { return log2_x ? std::log2(value) : value; }
+  double column(double value) const { return kLeft + (along(value) - x.low) / (x.high - x.low) * kPlotWidth; }
   double row(double value) const {
     const double v = log_y ? std::log10(value) : value;
     return kTop + (1 - (v - y.low) / (y.high - y.low)) * kPlotHeight;
@@ -148,11 +149,26 @@ std::vector<double> log_ticks(const Range& range) {
   return out;
 }
 
+// Powers of two in the range, every second or fourth one where there are many; their values.
+std::vector<double> powers_of_two(const Range& range) {
+  double stride = 1;
+  while ((range.high - range.low) / stride > 12) stride *= 2;
+  std::vector<double> out;
+  for (double power = std::ceil(range.low - 1e-9); power <= range.high + 1e-9; power += stride)
+    out.push_back(std::exp2(power));
+  return out;
+}
+
+std::string power_label(double value) {
+  return value >= 1024 ? fmt::format("{:g}K", value / 1024) : fmt::format("{:g}", value);
+}
+
 Frame frame_of(const Chart& chart) {
-  Frame frame{{}, {}, chart.log_y};
+  Frame frame{{}, {}, chart.log_y, chart.log2_x};
+  if (chart.y_from_zero) frame.y.include(0);
   for (const Curve& curve : chart.curves) {
     for (size_t i = 0; i < curve.x.size(); ++i) {
-      frame.x.include(curve.x[i]);
+      frame.x.include(frame.along(curve.x[i]));
       frame.y.include(chart.log_y ? (curve.y[i] > 0 ? std::log10(curve.y[i]) : std::nan("")) : curve.y[i]);
     }
   }
@@ -172,12 +188,12 @@ std::string axes(const Chart& chart, const Frame& frame) {
         "<path class=\"grid\" d=\"M{} {:.1f}h{}\"/><text x=\"{}\" y=\"{:.1f}\" class=\"e\">{}</text>", kLeft,
         row, kPlotWidth, kLeft - 7, row + 4, label(chart.log_y ? std::pow(10, tick) : tick));
   }
-  for (const double tick : ticks(frame.x, 8)) {
+  for (const double tick : chart.log2_x ? powers_of_two(frame.x) : ticks(frame.x, 8)) {
     out += fmt::format("<text x=\"{:.0f}\" y=\"{}\" class=\"m\">{}</text>", frame.column(tick),
-                       kTop + kPlotHeight + 17, label(tick));
+                       kTop + kPlotHeight + 17, chart.log2_x ? power_label(tick) : label(tick));
   }
   for (const double mark : chart.marks) {
-    if (mark < frame.x.low || mark > frame.x.high) continue;
+    if (frame.along(mark) < frame.x.low || frame.along(mark) > frame.x.high) continue;
     out += fmt::format("<path class=\"mark\" d=\"M{:.0f} {}v{}\"><title>resumed at {}</title></path>",
                        frame.column(mark), kTop, kPlotHeight, label(mark));
   }
@@ -192,13 +208,15 @@ std::string axes(const Chart& chart, const Frame& frame) {
 std::string tooltips(const Chart& chart, const Frame& frame) {
   std::string out;
   const double width = static_cast<double>(kPlotWidth) / kTooltips;
+  const auto strip_of = [&](double x) {
+    return std::min(kTooltips - 1, static_cast<int>((frame.column(x) - kLeft) / width));
+  };
   for (int strip = 0; strip < kTooltips; ++strip) {
-    const double middle = frame.x.low + (strip + 0.5) / kTooltips * (frame.x.high - frame.x.low);
-    const double reach = 0.5 / kTooltips * (frame.x.high - frame.x.low);
     std::string text;
     for (const Curve& curve : chart.curves) {  // the last point inside the strip
-      const auto end = std::upper_bound(curve.x.begin(), curve.x.end(), middle + reach);
-      if (end == curve.x.begin() || *std::prev(end) < middle - reach) continue;
+      const auto end = std::partition_point(curve.x.begin(), curve.x.end(),
+                                            [&](double x) { return strip_of(x) <= strip; });
+      if (end == curve.x.begin() || strip_of(*std::prev(end)) != strip) continue;
       const double y = curve.y[static_cast<size_t>(end - curve.x.begin() - 1)];
       if (text.empty()) text = fmt::format("{} {:g}", chart.x_label, *std::prev(end));
       text += fmt::format("\n{}: {:.5g} {}", curve.name, y, chart.y_label);
@@ -256,13 +274,16 @@ std::string chart_style() {
 )";
 }
 
-std::string chart_svg_file(const Chart& chart) {
-  std::string svg = chart_svg(chart);
-  const std::string inside =
-      fmt::format("<style>{}</style><rect width=\"{}\" height=\"{}\" rx=\"8\" fill=\"var(--paper)\"/>",
-                  chart_style(), kWidth, kHeight);
-  svg.insert(svg.find('>') + 1, inside);
-  return svg + "\n";
+std::string chart_svg_file(const std::vector<Chart>& charts) {
+  const size_t height = kHeight * charts.size();
+  std::string svg = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\"><style>{2}</style>"
+      "<rect width=\"{0}\" height=\"{1}\" rx=\"8\" fill=\"var(--paper)\"/>",
+      kWidth, height, chart_style());
+  for (size_t i = 0; i < charts.size(); ++i)
+    svg += fmt::format("<svg y=\"{}\" width=\"{}\" height=\"{}\">", kHeight * i, kWidth, kHeight) +
+           chart_svg(charts[i]) + "</svg>";
+  return svg + "</svg>\n";
 }
 
 }  // namespace transxssm

@@ -130,7 +130,7 @@ void write_report(const std::string& run_directory) {
   const MetricsHistory history = read_metrics(run_directory + "/metrics.jsonl");
   const std::string name = std::filesystem::path(run_directory).lexically_normal().filename().string();
   write_text(run_directory + "/report.html", report_html(history, name.empty() ? "run" : name));
-  write_text(run_directory + "/loss.svg", chart_svg_file(loss_chart(history)));
+  write_text(run_directory + "/loss.svg", chart_svg_file({loss_chart(history)}));
 }
 
 }  // namespace transxssm

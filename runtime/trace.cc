@@ -25,14 +25,13 @@ struct Account {
 
 thread_local Account account;
 thread_local Trace* installed = nullptr;
+thread_local const char* innermost = "";  // name of the span that is open
 
 }  // namespace
 
 struct Trace::OnDevice {
-  const char* name;
-  Activity activity;
+  TraceEvent event;  // without its times
   std::unique_ptr<DeviceMark> begin, end;
-  double bytes, flops;
 };
 
 const char* activity_name(Activity activity) {
@@ -66,14 +65,12 @@ bool Trace::active() {
 std::vector<TraceEvent> Trace::take() {
   if (!on_device_.empty()) {
     const DeviceMark& origin = *on_device_.front().begin;
-    for (const OnDevice& e : on_device_)
-      events_.push_back({.name = e.name,
-                         .activity = e.activity,
-                         .begin = e.begin->seconds_since(origin),
-                         .end = e.end->seconds_since(origin),
-                         .device = true,
-                         .bytes = e.bytes,
-                         .flops = e.flops});
+    for (OnDevice& e : on_device_) {
+      e.event.begin = e.begin->seconds_since(origin);
+      e.event.end = e.end->seconds_since(origin);
+      e.event.device = true;
+      events_.push_back(std::move(e.event));
+    }
     on_device_.clear();
   }
   return std::exchange(events_, {});
@@ -83,6 +80,7 @@ Span::Span(Activity activity, const char* name, Stream* stream)
     : outer_(account.current),
       activity_(activity == Activity::compute && outer_ != Activity::other ? outer_ : activity),
       name_(name),
+      inside_(std::exchange(innermost, name)),
       stream_(stream),
       kept_(installed != nullptr) {
   account.change_to(activity_);
@@ -93,17 +91,21 @@ Span::Span(Activity activity, const char* name, Stream* stream)
 
 Span::~Span() {
   account.change_to(outer_);
+  innermost = inside_;
   if (!kept_ || installed == nullptr) return;
-  const bool on_device = device_begin_ != nullptr;
-  if (on_device)
-    installed->on_device_.push_back(
-        {name_, activity_, std::move(device_begin_), stream_->queue()->mark(), bytes_, flops_});
-  installed->events_.push_back({.name = name_,
-                                .activity = activity_,
-                                .begin = begin_,
-                                .end = installed->now(),
-                                .bytes = on_device ? 0 : bytes_,
-                                .flops = on_device ? 0 : flops_});
+  TraceEvent event{.name = name_,
+                   .inside = inside_,
+                   .activity = activity_,
+                   .begin = begin_,
+                   .end = installed->now(),
+                   .bytes = bytes_,
+                   .flops = flops_,
+                   .shape = std::move(shape_)};
+  if (device_begin_ != nullptr) {
+    installed->on_device_.push_back({event, std::move(device_begin_), stream_->queue()->mark()});
+    event.bytes = event.flops = 0;  // the device's event has them
+  }
+  installed->events_.push_back(std::move(event));
 }
 
 std::string to_chrome_events(const RankTrace& rank) {
@@ -119,13 +121,17 @@ std::string to_chrome_events(const RankTrace& rank) {
   bool on_device = false;
   for (const TraceEvent& e : rank.events) {
     on_device = on_device || e.device;
-    events.push_back({{"ph", "X"},
-                      {"pid", rank.rank},
-                      {"tid", e.device ? kDeviceRow : kHostRow},
-                      {"name", e.name},
-                      {"cat", activity_name(e.activity)},
-                      {"ts", e.begin * 1e6},
-                      {"dur", (e.end - e.begin) * 1e6}});
+    json event = {{"ph", "X"},
+                  {"pid", rank.rank},
+                  {"tid", e.device ? kDeviceRow : kHostRow},
+                  {"name", e.name},
+                  {"cat", activity_name(e.activity)},
+                  {"ts", e.begin * 1e6},
+                  {"dur", (e.end - e.begin) * 1e6}};
+    if (e.bytes > 0) event["args"]["bytes"] = e.bytes;
+    if (e.flops > 0) event["args"]["flops"] = e.flops;
+    if (!e.shape.empty()) event["args"]["shape"] = e.shape;
+    events.push_back(std::move(event));
   }
   if (on_device) name_row(kDeviceRow, "thread_name", "device");
   const std::string text = events.dump();

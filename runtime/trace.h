@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/stream.h"
@@ -31,13 +32,15 @@ struct ActivitySeconds {
 ActivitySeconds take_activity_seconds();
 
 struct TraceEvent {
-  const char* name;  // lives as long as the program
+  const char* name;         // lives as long as the program
+  const char* inside = "";  // name of the span around it
   Activity activity;
   double begin = 0;  // seconds since the trace was made; on a device, of its own clock
   double end = 0;
   bool device = false;  // ran on the stream's device, not on the host
   double bytes = 0;  // that it must move at the least, and the arithmetic it must do, where its maker said so
   double flops = 0;
+  std::string shape;  // of its operands, where its maker said so
 };
 
 // Keeps the spans of the thread that made it, from then until it is destroyed. One a thread at a time.
@@ -72,6 +75,7 @@ class Span {
   // A trace is installed.
   bool kept() const { return kept_; }
   void set_cost(double bytes, double flops) { bytes_ = bytes, flops_ = flops; }
+  void set_shape(std::string shape) { shape_ = std::move(shape); }
   Span(const Span&) = delete;
   Span& operator=(const Span&) = delete;
 
@@ -79,9 +83,11 @@ class Span {
   Activity outer_;
   Activity activity_;
   const char* name_;
+  const char* inside_;
   Stream* stream_;
   bool kept_;
   double begin_ = 0, bytes_ = 0, flops_ = 0;
+  std::string shape_;
   std::unique_ptr<DeviceMark> device_begin_;
 };
 

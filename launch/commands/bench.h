@@ -1,4 +1,4 @@
-// `transxssm bench train|kernels`.
+// `transxssm bench train|length|kernels`.
 #pragma once
 
 #include <vector>

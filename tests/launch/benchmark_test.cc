@@ -6,6 +6,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "launch/benchmark_costs.h"
+#include "launch/benchmark_steps.h"
 #include "launch/plan.h"
 #include "launch/trainer.h"
 #include "model/accounting.h"
@@ -95,6 +97,46 @@ TEST(OperationTimes, AddUpByNameWithTheLongerFloor) {
   EXPECT_DOUBLE_EQ(operation_times(events, peaks, DType::bf16)[0].floor_seconds, 1.5);
 }
 
+TEST(OperationTimes, ProductsApartByWhatTheyServe) {
+  const MachinePeaks peaks{.copy_bandwidth = 100, .flops_f32 = 1000, .flops_bf16 = 4000};
+  const auto product = [](const char* inside, double seconds, const char* shape) {
+    return TraceEvent{.name = "Gemm",
+                      .inside = inside,
+                      .activity = Activity::compute,
+                      .end = seconds,
+                      .flops = 500,
+                      .shape = shape};
+  };
+  const std::vector<OperationTime> all =
+      operation_times({product("mlp", 1, "NT 8 x 4 x 2"), product("mlp", 2, "NN 8 x 2 x 4"),
+                       product("mlp", 3, "NT 8 x 2 x 4"), product("mlp", 4, "TN 4 x 2 x 8"),
+                       product("head", 0.5, "NT 8 x 4 x 2"), product("mlp", 1, "NT 8 x 4 x 2")},
+                      peaks, DType::f32);
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].calls, 6);
+  std::vector<std::string> names;
+  for (const OperationTime& part : all[0].parts) names.push_back(part.name);
+  EXPECT_EQ(names, (std::vector<std::string>{"mlp forward", "mlp weight gradient", "mlp input gradient",
+                                             "head forward"}))
+      << "the longest first";
+  const OperationTime& forward = all[0].parts[0];
+  EXPECT_EQ(forward.calls, 3);
+  EXPECT_DOUBLE_EQ(forward.seconds, 5);
+  EXPECT_DOUBLE_EQ(forward.floor_seconds, 1.5);
+  ASSERT_EQ(forward.parts.size(), 2u);
+  EXPECT_EQ(forward.parts[0].name, "8 x 2 x 4");
+  EXPECT_EQ(forward.parts[1].calls, 2);
+
+  const std::string text = operations_text(all, 20), table = operations_markdown(all, 20);
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("\n  mlp forward  "), HasSubstr("\n    8 x 2 x 4 "), HasSubstr(" 57.5%")));
+  EXPECT_THAT(text, testing::Not(HasSubstr("4 x 2 x 8"))) << "a part of one shape is one line";
+  EXPECT_THAT(table,
+              AllOf(HasSubstr("| Gemm | 6 | 11500.0 | 57.5 % | 3000.0 | 26 % |"),
+                    HasSubstr("| &nbsp;&nbsp;mlp forward | 3 |"), testing::Not(HasSubstr("8 x 2 x 4"))));
+  EXPECT_EQ(operations_json(all)[0]["parts"][0]["parts"][1]["name"], "8 x 4 x 2");
+}
+
 TEST(RunPeer, TheLastLineOfJsonCounts) {
   EXPECT_DOUBLE_EQ(run_peer("echo warm-up; echo '{\"tokens_per_s\": 1}'; echo '[3]'; "
                             "echo '{\"tokens_per_s\": 2.5, \"more\": 7}'; echo '{\"other\": 9}'; echo done"),
@@ -131,11 +173,13 @@ TEST(BenchTrain, WritesWhatItMeasured) {
                       .rounds = 3,
                       .against = "echo '{\"tokens_per_s\": 1000}'",
                       .json = directory / "result.json",
+                      .markdown = directory / "result.md",
                       .trace = directory / "trace.json"},
                      worker, stream);
   const std::string text = testing::internal::GetCapturedStdout();
   EXPECT_THAT(text, AllOf(HasSubstr("bench train tiny"), HasSubstr("Gemm"), HasSubstr("SsdBackward"),
-                          HasSubstr("all operations"), HasSubstr("median of 3 pairs")));
+                          HasSubstr("all operations"), HasSubstr("of 3 pairs in turn"),
+                          HasSubstr("mlp input gradient")));
 
   const json result = json::parse(directory.read(directory / "result.json"));
   EXPECT_EQ(json::parse(text.substr(text.rfind("\n{") + 1)), result) << "the last line is the same";
@@ -148,6 +192,13 @@ TEST(BenchTrain, WritesWhatItMeasured) {
   EXPECT_EQ(result.at("against").at("ratios").size(), 3u);
   EXPECT_NEAR(result.at("against").at("ratio").get<double>(), speed / 1000, 1e-9);
   EXPECT_EQ(result.at("allocated_bytes"), make_plan(config).stages.front().memory.total());
+
+  EXPECT_EQ(result.at("allocated_in_steps").at("steps"), 2);
+  EXPECT_EQ(result.at("allocated_in_steps").at("arenas"), 0);
+  EXPECT_EQ(result.at("allocated_in_steps").at("arena_bytes"), 0);
+  EXPECT_THAT(directory.read(directory / "result.md"),
+              AllOf(HasSubstr("tiny, 2 x 16 tokens a step, f32"), HasSubstr("| Gemm | "),
+                    HasSubstr("| &nbsp;&nbsp;head forward | "), HasSubstr("| all operations | ")));
 
   int64_t scans = 0;
   double seconds = 0;

@@ -97,6 +97,41 @@ TEST(Chart, LeavesGapsAndSurvivesOddInput) {
   EXPECT_NE(chart_svg(chart).find("</svg>"), std::string::npos);
 }
 
+// Columns (x of pixels) of the circles of a curve's class.
+std::vector<double> columns(const std::string& svg, const std::string& style) {
+  std::vector<double> out;
+  const std::regex circle("<circle class=\"" + style + "\" cx=\"([0-9.]+)\"");
+  for (auto at = std::sregex_iterator(svg.begin(), svg.end(), circle); at != std::sregex_iterator(); ++at)
+    out.push_back(std::stod((*at)[1]));
+  return out;
+}
+
+TEST(Chart, PowersOfTwoAreEquallyFarApart) {
+  Chart chart{"speed", "tokens of a row", "tokens/s", {{"ours", {512, 1024, 2048, 8192}, {4, 4, 3, 2}}}, {}};
+  chart.curves.front().dots = true;
+  chart.log2_x = chart.y_from_zero = true;
+  const std::string svg = chart_svg(chart);
+  const std::vector<double> x = columns(svg, "d0");
+  ASSERT_EQ(x.size(), 4u);
+  EXPECT_NEAR(x[1] - x[0], x[2] - x[1], 1.01) << "rounded to pixels";
+  EXPECT_NEAR(x[3] - x[2], 2 * (x[1] - x[0]), 2.01);
+  for (const char* tick : {">512<", ">1K<", ">2K<", ">4K<", ">8K<", ">0<"})
+    EXPECT_EQ(count(svg, tick), 1u) << tick;
+  EXPECT_EQ(count(svg, "<title>tokens of a row "), 4u) << "each point has a strip that tells it";
+  EXPECT_EQ(count(svg, "<title>tokens of a row 8192"), 1u);
+}
+
+TEST(Chart, AFileOfSeveralHasOneStyleAndOnePaper) {
+  const Chart chart{"a", "x", "y", {{"one", {1, 2}, {3, 4}}, {"two", {1, 2}, {4, 5}}}, {}};
+  const std::string file = chart_svg_file({chart, chart});
+  EXPECT_EQ(count(file, "<style>"), 1u);
+  EXPECT_EQ(count(file, "var(--paper)\"/>"), 1u);
+  EXPECT_EQ(count(file, "class=\"chart\""), 2u);
+  EXPECT_EQ(count(file, "<svg"), count(file, "</svg>"));
+  EXPECT_NE(file.find("viewBox=\"0 0 760 560\""), std::string::npos) << "one above the other";
+  EXPECT_EQ(count(file, "class=\"e c1\">two<"), 2u) << "a legend in each";
+}
+
 TEST(Report, IsWrittenBesideTheMetrics) {
   const std::string directory = testing::TempDir() + "report_run";
   fs::remove_all(directory);

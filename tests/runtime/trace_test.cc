@@ -57,6 +57,8 @@ TEST(Trace, KeepsSpansWhileItLives) {
   ASSERT_EQ(events.size(), 2u);
   EXPECT_STREQ(events[0].name, "inner");
   EXPECT_STREQ(events[1].name, "outer");
+  EXPECT_STREQ(events[0].inside, "outer");
+  EXPECT_STREQ(events[1].inside, "") << "the span before has ended";
   EXPECT_LE(events[1].begin, events[0].begin);
   EXPECT_LE(events[0].end, events[1].end);
   EXPECT_TRUE(trace.take().empty());
@@ -66,6 +68,7 @@ TEST(Trace, ChromeFormatHasARowForEachRankAndDevice) {
   const TraceEvent host{.name = "Gemm", .activity = Activity::compute, .begin = 0.5, .end = 0.75};
   TraceEvent device = host;
   device.device = true;
+  device.bytes = 12, device.flops = 8, device.shape = "NT 2 x 1 x 2";
   const auto json = nlohmann::json::parse(
       to_chrome_trace({to_chrome_events({.rank = 0, .host = "a", .events = {host}}),
                        to_chrome_events({.rank = 3, .host = "b", .events = {device}})}));
@@ -82,6 +85,10 @@ TEST(Trace, ChromeFormatHasARowForEachRankAndDevice) {
     EXPECT_DOUBLE_EQ(e.at("ts"), 5e5) << "microseconds";
     EXPECT_DOUBLE_EQ(e.at("dur"), 2.5e5);
     EXPECT_EQ(e.at("tid"), e.at("pid") == 3 ? 1 : 0) << "host and device apart";
+    EXPECT_EQ(e.contains("args"), e.at("pid") == 3) << "what an operation costs, where that is known";
+    if (e.contains("args")) {
+      EXPECT_EQ(e.at("args"), nlohmann::json({{"bytes", 12.0}, {"flops", 8.0}, {"shape", "NT 2 x 1 x 2"}}));
+    }
   }
   EXPECT_EQ(spans, 2);
   EXPECT_EQ(rows, (std::vector<std::string>{"rank 0 on a", "host", "rank 3 on b", "host", "device"}));
