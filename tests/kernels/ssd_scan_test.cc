@@ -78,6 +78,16 @@ const std::vector<Case> kCases = {
      .chunk = 64,
      .starts = {},
      .u_offset = -9},
+    // states that last, across chunks and the blocks a chunk is worked on in
+    {.rows = 1,
+     .tokens = 250,
+     .heads = 2,
+     .groups = 1,
+     .p = 8,
+     .n = 16,
+     .chunk = 160,
+     .starts = {},
+     .u_offset = -6},
 };
 
 class SsdScan : public testing::TestWithParam<Case> {};
