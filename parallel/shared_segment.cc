@@ -1,13 +1,10 @@
 #include "parallel/shared_segment.h"
 
 #include <fcntl.h>
-#include <hwy/cache_control.h>
-#include <hwy/highway.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <random>
 #include <string>
 #include <utility>
@@ -75,18 +72,6 @@ SharedSegment::~SharedSegment() {
 
 std::byte* SharedSegment::data() const {
   return static_cast<std::byte*>(mapping_) + kHeader;
-}
-
-void write_shared(std::byte* to, const void* from, int64_t bytes) {
-  namespace hn = hwy::HWY_NAMESPACE;
-  const hn::ScalableTag<uint8_t> d;
-  const auto vector = static_cast<int64_t>(hn::Lanes(d));
-  auto* const out = reinterpret_cast<uint8_t*>(to);
-  const auto* const in = static_cast<const uint8_t*>(from);
-  int64_t i = 0;
-  for (; i + vector <= bytes; i += vector) hn::Stream(hn::LoadU(d, in + i), d, out + i);
-  hwy::FlushStream();
-  if (i < bytes) std::memcpy(out + i, in + i, static_cast<size_t>(bytes - i));
 }
 
 }  // namespace transxssm
