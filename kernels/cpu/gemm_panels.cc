@@ -31,7 +31,7 @@ constexpr int64_t kBlockRows = 128;
 constexpr int64_t kTokenUnits = 128;  // of product_of_columns, whose blocks of a and b are packed each time
 // Units from panel to panel: a power of two would put all panels in the same few lines of the first cache.
 constexpr int64_t kPanelUnits = kTokenUnits + 4;
-constexpr int64_t kGradientBlock = 384;  // most rows and columns of its block of c
+constexpr int64_t kGradientBlock = 416;  // most rows and columns of its block of c
 
 // The i-th of `count` parts of [0, size), cut at multiples of `grain`.
 int64_t cut(int64_t size, int64_t count, int64_t grain, int64_t i) {
