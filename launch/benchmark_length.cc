@@ -140,8 +140,9 @@ std::string checks(const std::vector<Model>& models, bool whole_step) {
   if (models.size() == 2) {
     text += fmt::format("ratio      {} over {}:", models[0].preset, models[1].preset);
     for (size_t i = 0; i < models[0].points.size(); ++i)
-      text += fmt::format(" {:.2f} at {}", models[1].points[i].step() / models[0].points[i].step(),
-                          models[0].points[i].length);
+      text +=
+          fmt::format("{} {:.2f} at {}", i == 0 ? "" : ",",
+                      models[1].points[i].step() / models[0].points[i].step(), models[0].points[i].length);
     text += "\n";
   }
   return text;

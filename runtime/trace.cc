@@ -35,8 +35,8 @@ struct Trace::OnDevice {
 };
 
 const char* activity_name(Activity activity) {
-  constexpr std::array<const char*, kNumActivities> names = {
-      "other", "compute", "communication", "waiting", "bubble", "data", "optimizer"};
+  constexpr std::array<const char*, kNumActivities> names = {"other",  "compute", "communication", "waiting",
+                                                             "bubble", "data",    "optimizer"};
   return names[static_cast<size_t>(activity)];
 }
 
