@@ -18,10 +18,10 @@ Option preset_option() {
           .standard = "tiny"};
 }
 
-Option set_option() {
+Option set_option(const std::string& example) {
   return {.name = "--set",
           .value = "PATH=VALUE",
-          .help = "override one field of the configuration, such as parallel.tp=2",
+          .help = "override one field of the configuration, such as " + example,
           .repeatable = true};
 }
 
@@ -131,7 +131,7 @@ std::vector<Command> bench_commands() {
        {.name = "--rounds", .value = "N", .help = "pairs of ours and the peer's", .standard = "3"},
        {.name = "--markdown", .value = "FILE", .help = "write the time by operation as a table there"},
        {.name = "--trace", .value = "FILE", .help = "write a Chrome/Perfetto trace of one step"},
-       set_option()});
+       set_option("parallel.tp=2")});
   std::vector<Option> length = with_common_options(
       {{.name = "--baseline", .value = "NAME", .help = "another preset, timed in turn with the first"},
        {.name = "--tokens",
@@ -160,7 +160,7 @@ std::vector<Command> bench_commands() {
         .help = "rounds over all lengths; their median counts",
         .standard = "2"},
        {.name = "--plot", .value = "FILE.svg", .help = "draw speed and memory over length"},
-       set_option()});
+       set_option("model.num_layers=4")});
   std::vector<Option> kernels = shape_options();
   kernels.push_back(
       {.name = "--filter", .value = "TEXT", .help = "only operations whose name has this in it"});
