@@ -30,30 +30,14 @@ HWY_INLINE V rough_exp(D d, V x) {
   });
 }
 
-// The same to two units in the last place: exp(x - n log 2) 2^n, the product in two parts, the first exact
-// (Cody & Waite 1980), and the polynomial one of exp(r) on [0, log 2). Numbers below the least normal one may
-// become zero.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V exact_exp(D d, V x) {
-  const V finite = bounded(d, x, -104, 88.9f);  // zero and infinity
-  const V whole = hn::Floor(hn::Mul(finite, hn::Set(d, 1.44269504f)));
-  V r = hn::NegMulAdd(whole, hn::Set(d, 0.693145752f), finite);  // 15 bits of log 2
-  r = hn::NegMulAdd(whole, hn::Set(d, 1.42860677e-6f), r);
-  V sum = hn::MulAdd(r, hn::Set(d, 0.001948770907f), hn::Set(d, 0.007792270327f));
-  sum = hn::MulAdd(r, sum, hn::Set(d, 0.04191499527f));
-  sum = hn::MulAdd(r, sum, hn::Set(d, 0.1666101292f));
-  sum = hn::MulAdd(r, sum, hn::Set(d, 0.500005825f));
-  sum = hn::MulAdd(r, sum, hn::Set(d, 0.9999998036f));
-  return scale(d, hn::MulAdd(r, sum, hn::Set(d, 1)), whole);
-}
-
 // exp(x) of values stored as T; of a NaN it is one.
 template <class T, class D, class V = hn::Vec<D>>
 HWY_INLINE V exp(D d, V x) {
   if constexpr (sizeof(T) == 2) {
     return rough_exp(d, x);
   } else if constexpr (sizeof(T) == 4) {
-    return exact_exp(d, x);
+    const V finite = bounded(d, x, -105, 89);  // zero and infinity; far beyond, Highway's is neither
+    return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, finite));
   } else {
     return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));  // Highway's of a NaN is zero
   }

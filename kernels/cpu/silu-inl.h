@@ -22,10 +22,10 @@ template <class T, class D, class V = hn::Vec<D>>
 HWY_INLINE V sigmoid(D d, V x) {
   const V one = hn::Set(d, 1), bound = hn::Set(d, sizeof(T) == 8 ? 700 : 87);
   const V y = hn::Add(one, exp<T>(d, hn::Min(bound, hn::Neg(x))));
-  if constexpr (sizeof(T) == 8) {
-    return hn::Div(one, y);
-  } else {
+  if constexpr (sizeof(T) == 2) {
     return reciprocal(d, y);
+  } else {
+    return hn::Div(one, y);
   }
 }
 
