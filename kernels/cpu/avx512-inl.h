@@ -61,12 +61,6 @@ HWY_INLINE __m128 estimate_of_reciprocal(__m128 x) {
 
 }  // namespace raw
 
-// x 2^exponent, a whole number.
-template <class D, class V>
-HWY_INLINE V scale(D, V x, V exponent) {
-  return V{raw::scale(x.raw, exponent.raw)};
-}
-
 // polynomial(fraction of x) 2^(whole part of x): 2^x, given 2^x on [0, 1). Infinities and NaNs as of 2^x.
 template <class D, class V, class Polynomial>
 HWY_INLINE V power_of_two(D, V x, Polynomial&& polynomial) {
@@ -94,7 +88,7 @@ HWY_INLINE bool round_at_once(hn::Vec512<float> v, uint16_t* to) {
 
 #else
 
-// Exponents are 128 at most: of that the power is infinity, below -126 zero.
+// x 2^exponent, a whole number of 128 at most: of that the power is infinity, below -126 zero.
 template <class D, class V>
 HWY_INLINE V scale(D d, V x, V exponent) {
   const hn::RebindToSigned<D> di;
