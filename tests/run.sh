@@ -41,7 +41,8 @@ for label in ${labels[@]+"${labels[@]}"}; do
 done
 
 passed=0 failed=0 skipped=0
-# Whatever happens, the last line says how it went.
+failures=()
+# Whatever happens, the last line says how it went, and the lines before it what failed.
 # shellcheck disable=SC2154  # line, status are set inside
 trap 'status=$?
       [ $status = 0 ] || [ $failed -gt 0 ] || failed=1
@@ -49,6 +50,7 @@ trap 'status=$?
         echo "tests/run.sh: no test was found" >&2
         failed=1
       fi
+      [ ${#failures[@]} = 0 ] || printf "FAILED %s\n" "${failures[@]}"
       line="$passed passed, $failed failed"
       [ $skipped = 0 ] || line="$line, $skipped skipped"
       echo "$line"
@@ -68,6 +70,13 @@ cmake --build "$build"
 # Tests run side by side; threads that spin while they wait would take one another's cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=passive
 
+# Their names, without the bytes of parameters that gtest adds. A skipped test is no failure.
+failed_tests() {
+  grep -E -A 1 '<testcase .*status="(fail|notrun|disabled)"' "$1" | awk '
+    /<testcase / { name = $0; sub(/.*<testcase name="/, "", name); sub(/(  # GetParam.*|".*)/, "", name); next }
+    name != "" { if ($0 !~ /message="SKIP_/) print name; name = "" }' || true
+}
+
 # Runs ctest on what the arguments select and adds up its JUnit file. Tests that could not start count as failed.
 run_tests() {
   local name=$1 junit=$build/junit-$1.xml total_skipped total total_failed status=0
@@ -76,13 +85,18 @@ run_tests() {
   ctest --test-dir "$build" --output-junit "$junit" --output-on-failure --progress -j "$(nproc)" "$@" || status=$?
   if [ ! -s "$junit" ]; then
     failed=$((failed + 1))
+    failures+=("$name: ctest wrote no results")
     return
   fi
   total=$(grep -c '<testcase ' "$junit" || true)
   total_skipped=$(grep -c 'message="SKIP_' "$junit" || true)
   total_failed=$(grep -E '<testcase .*status="(fail|notrun|disabled)"' "$junit" | grep -c . || true)
   total_failed=$((total_failed - total_skipped))
-  if [ $status != 0 ] && [ $total_failed -le 0 ]; then total_failed=1 total=$((total + 1)); fi
+  if [ $status != 0 ] && [ $total_failed -le 0 ]; then
+    total_failed=1 total=$((total + 1))
+    failures+=("$name: ctest exit code $status")
+  fi
+  while read -r test; do failures+=("$name: $test"); done < <(failed_tests "$junit")
   passed=$((passed + total - total_skipped - total_failed))
   failed=$((failed + total_failed))
   skipped=$((skipped + total_skipped))
@@ -113,7 +127,7 @@ if [ ${#labels[@]} = 0 ] && [ ${#scripts[@]} -gt 0 ]; then
       case $status in
         0) passed=$((passed + 1)) word=passed ;;
         77) skipped=$((skipped + 1)) word=skipped ;;
-        *) failed=$((failed + 1)) word="FAILED ($status)" ;;
+        *) failed=$((failed + 1)) word="FAILED ($status)"; failures+=("interop: $(basename "$script")") ;;
       esac
       echo "interop: $(basename "$script") $word"
     done

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "launch/gather.h"
 #include "parallel/local.h"
 #include "runtime/crc32c.h"
@@ -25,6 +27,17 @@ std::vector<int64_t> gather_counts(Communicator& world, int64_t mine) {
   return {all.begin(), all.end()};
 }
 
+void nudge(const ParameterStore& parameters, uint64_t seed) {
+  for (const Parameter& p : parameters.all()) {
+    const Rng random(seed, p.spec.name);
+    for (int64_t i = 0; i < p.weight.num_elements(); ++i) {
+      float& weight = p.weight.data<float>()[i];
+      const bool up = random.below(static_cast<uint64_t>(i), 2) == 1;
+      weight = std::nextafter(weight, up ? INFINITY : -INFINITY);
+    }
+  }
+}
+
 std::map<std::string, int64_t> sent_by_axis(const Mesh& mesh) {
   std::map<std::string, int64_t> sent;
   for (const AxisTraffic& axis : mesh.traffic_by_axis()) sent[axis.axis] += axis.traffic.bytes_sent;
@@ -40,7 +53,7 @@ std::string MeshCase::name() const {
 TrainConfig make_config(const Case& test, const MeshCase& mesh) {
   const std::string text = fmt::format(
       "model {{ {} }} data {{ train {{ prefix: 'unused' }} sequence_length: {} }} "
-      "optimizer {{ learning_rate: 1e-3 clip_norm: {} }} schedule {{ steps: 100 }} "
+      "optimizer {{ learning_rate: 5e-4 clip_norm: {} }} schedule {{ steps: 100 }} "
       "parallel {{ pp: {} dp: {} tp: {} microbatch_size: {} global_batch: {} pipeline: '{}' recompute: '{}' "
       "bucket_elements: 20000 }} precision {{ compute: '{}' }} "
       "log {{ run_directory: 'unused' }} seed: 7",
@@ -82,6 +95,7 @@ RunResult run_rank(const Case& test, const MeshCase& mesh_case, int steps, Commu
   const ModelConfig model = model_config(config);
   Trainer trainer(config, world, stream);
   const bool contribute = trainer.mesh().coordinate().dp == 0;
+  if (test.nudge > 0) nudge(trainer.network().parameters(), test.nudge);
   RunResult result;
   result.initial_weights = gather_all(trainer, &Parameter::weight);
   for (int step = 0; step < steps; ++step) {

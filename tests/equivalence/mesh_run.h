@@ -17,6 +17,8 @@ struct Case {
   bool documents = false;    // document starts inside rows, targets that do not count, uneven over rows
   double clip_norm = 1;
   std::string compute = "f32";
+  // From 1 on: every initial weight is its neighbour among the floats, up or down as drawn from this seed.
+  uint64_t nudge = 0;
 };
 
 struct MeshCase {
