@@ -144,22 +144,19 @@ void multiply_columns(const Gemm& args, int64_t row, int64_t end_row, int64_t co
       pack_rows_of(kRows, depth, i1 - i0, a.data + t * a.stride + i0, a.stride, left, kPanelUnits);
       pack_rows_of(kColumns, depth, j1 - j0, b.data + t * b.stride + j0, b.stride, right, kPanelUnits);
       const int64_t next = std::min(kTokens, k - t - depth);
-      const auto block_ahead = [&](const auto& matrix, int64_t first, int64_t last) {
-        return Ahead(matrix.data + (t + depth) * matrix.stride + first, next,
-                     (last - first) * int64_t{sizeof(T)}, matrix.stride * int64_t{sizeof(T)});
+      const auto next_block = [&](const auto& matrix, int64_t first, int64_t last) {
+        return Ahead::Block{matrix.data + (t + depth) * matrix.stride + first, next,
+                            (last - first) * int64_t{sizeof(T)}, matrix.stride * int64_t{sizeof(T)}};
       };
-      Ahead a_ahead = block_ahead(a, i0, i1), b_ahead = block_ahead(b, j0, j1);
+      Ahead ahead(next_block(a, i0, i1), next_block(b, j0, j1));
       const int64_t tiles_of_block = ceil_div(i1 - i0, kRows) * ceil_div(j1 - j0, kColumns);
-      const int64_t a_lines = ceil_div(a_ahead.lines(), tiles_of_block),
-                    b_lines = ceil_div(b_ahead.lines(), tiles_of_block);
+      const Fetch fetch{&ahead, ceil_div(ahead.lines(), tiles_of_block * ceil_div(units, kFetchUnits))};
       for (int64_t j = j0; j < j1; j += kColumns)
         for (int64_t i = i0; i < i1; i += kRows) {
-          a_ahead.ask(a_lines);
-          b_ahead.ask(b_lines);
           float* out = c.data + i * c.stride + j;
           const Target<float> target{t > 0 || args.accumulate ? out : nullptr, c.stride, out, c.stride};
           tiles<T, true>(std::min(kRows, i1 - i), j1 - j, units, false, Left<T>{left + (i - i0) * kPanel, 0},
-                         right + (j - j0) * kPanel, target);
+                         right + (j - j0) * kPanel, target, fetch);
         }
     }
   }

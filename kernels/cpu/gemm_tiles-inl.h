@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "runtime/dtype.h"
 
@@ -49,6 +50,41 @@ struct Target {
   int64_t out_stride;
 };
 
+// Asks for the lines of two blocks of rows, a few at a time, so that they come from memory while the blocks
+// before them are multiplied.
+class Ahead {
+ public:
+  struct Block {
+    const void* begin;
+    int64_t rows, row_bytes, stride_bytes;
+    int64_t lines() const { return rows * ceil_div(row_bytes, kLine); }
+  };
+  Ahead(const Block& first, const Block& second) : now_(first), then_(second) {}
+  void ask(int64_t lines) {
+    for (; lines > 0 && now_.rows > 0; --lines) {
+      _mm_prefetch(static_cast<const char*>(now_.begin) + at_, _MM_HINT_T1);
+      at_ += kLine;
+      if (at_ < now_.row_bytes) continue;
+      at_ = 0;
+      now_.begin = static_cast<const char*>(now_.begin) + now_.stride_bytes;
+      if (--now_.rows == 0) now_ = std::exchange(then_, {});
+    }
+  }
+  int64_t lines() const { return now_.lines() + then_.lines(); }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  Block now_, then_;
+  int64_t at_ = 0;
+};
+
+// What a tile of packed operands fetches meanwhile, each time after kFetchUnits units.
+struct Fetch {
+  Ahead* blocks = nullptr;
+  int64_t lines = 0;  // of them
+};
+constexpr int64_t kFetchUnits = 8;
+
 template <class T>
 inline __m512i broadcast(const T* unit) {
   int32_t bits;
@@ -79,10 +115,11 @@ void store(const __m512 (&sum)[2], BFloat16* to, const Mask* mask) {
 }
 
 // R rows and 32 columns, or those of `mask` where there is one: `units` units of k, and half a unit more
-// where `half`. kPacked: the rows of a lie side by side, a tile's worth of them for each unit.
+// where `half`. kPacked: the rows of a lie side by side, a tile's worth of them for each unit, and there is
+// something to fetch, besides the rows of the sums that follow the tile's.
 template <class T, class Out, int R, bool kPacked, bool kMasked>
 [[gnu::noinline]] void tile(int64_t units, bool half, Left<T> a, const T* b, const Target<Out>& target,
-                            const Mask& columns) {
+                            const Mask& columns, Fetch fetch) {
   constexpr int64_t kUnit = kDepth<T>, kStep = kPacked ? kRows * kUnit : kUnit;
   const int64_t stride = kPacked ? kUnit : a.row;
   const Mask* mask = kMasked ? &columns : nullptr;
@@ -98,8 +135,15 @@ template <class T, class Out, int R, bool kPacked, bool kMasked>
     }
   }
   const T *upper = a.data, *lower = a.data + 4 * stride;
+  const Out* next = target.out + kRows * target.out_stride;
 #pragma GCC unroll 1
   for (int64_t i = 0; i < units; ++i) {
+    if (kPacked && i % kFetchUnits == 0) {
+      fetch.blocks->ask(fetch.lines);
+      _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(next + kLanes), _MM_HINT_T0);
+      next += target.out_stride;
+    }
     const __m512i right[2] = {_mm512_loadu_si512(b), _mm512_loadu_si512(b + kLanes * kUnit)};
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -129,19 +173,19 @@ template <class T, class Out, int R, bool kPacked, bool kMasked>
 // Up to kRows rows.
 template <class T, bool kPacked, bool kMasked, class Out>
 void tiles(int64_t rows, int64_t units, bool half, Left<T> a, const T* b, Target<Out> target,
-           const Mask& mask) {
-  if (rows == kRows) return tile<T, Out, kRows, kPacked, kMasked>(units, half, a, b, target, mask);
+           const Mask& mask, Fetch fetch) {
+  if (rows == kRows) return tile<T, Out, kRows, kPacked, kMasked>(units, half, a, b, target, mask, fetch);
   const auto advance = [&](int64_t count) {
     a.data += count * (kPacked ? kDepth<T> : a.row);
     if (target.start != nullptr) target.start += count * target.start_stride;
     target.out += count * target.out_stride;
   };
   if (rows >= 4) {
-    tile<T, Out, 4, kPacked, kMasked>(units, half, a, b, target, mask);
+    tile<T, Out, 4, kPacked, kMasked>(units, half, a, b, target, mask, fetch);
     advance(4);
   }
   for (int64_t r = rows >= 4 ? 4 : 0; r < rows; ++r) {
-    tile<T, Out, 1, kPacked, kMasked>(units, half, a, b, target, mask);
+    tile<T, Out, 1, kPacked, kMasked>(units, half, a, b, target, mask, fetch);
     advance(1);
   }
 }
@@ -149,12 +193,12 @@ void tiles(int64_t rows, int64_t units, bool half, Left<T> a, const T* b, Target
 // Up to kRows rows and kColumns columns.
 template <class T, bool kPacked, class Out>
 void tiles(int64_t rows, int64_t columns, int64_t units, bool half, Left<T> a, const T* b,
-           const Target<Out>& target) {
+           const Target<Out>& target, Fetch fetch = {}) {
   const Mask mask(columns);
   if (columns >= kColumns)
-    tiles<T, kPacked, false>(rows, units, half, a, b, target, mask);
+    tiles<T, kPacked, false>(rows, units, half, a, b, target, mask, fetch);
   else
-    tiles<T, kPacked, true>(rows, units, half, a, b, target, mask);
+    tiles<T, kPacked, true>(rows, units, half, a, b, target, mask, fetch);
 }
 
 // Units of 32 columns of the rows from `row` on; rows that are not there, and columns behind `columns`, are
@@ -175,30 +219,6 @@ void load_units(const BFloat16* row, int64_t stride, bool half, int64_t columns,
   unit[0] = _mm512_permutex2var_epi64(even, first, odd);
   unit[1] = _mm512_permutex2var_epi64(even, second, odd);
 }
-
-// Asks for the lines of a block of rows, a few at a time, so that it comes from memory while the block before
-// it is multiplied.
-class Ahead {
- public:
-  Ahead(const void* begin, int64_t rows, int64_t row_bytes, int64_t stride_bytes)
-      : row_(static_cast<const char*>(begin)), rows_(rows), row_bytes_(row_bytes), stride_(stride_bytes) {}
-  void ask(int64_t lines) {
-    for (; lines > 0 && rows_ > 0; --lines) {
-      _mm_prefetch(row_ + at_, _MM_HINT_T1);
-      at_ += kLine;
-      if (at_ < row_bytes_) continue;
-      at_ = 0;
-      row_ += stride_;
-      --rows_;
-    }
-  }
-  int64_t lines() const { return rows_ * ceil_div(row_bytes_, kLine); }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char* row_;
-  int64_t rows_, row_bytes_, stride_, at_ = 0;
-};
 
 // Panels of `width` columns of a [k, columns] block of rows; a panel has room for `units` units.
 template <class T>
