@@ -75,14 +75,18 @@ HWY_INLINE V reciprocal(D d, V x) {
   return hn::MulAdd(estimate, hn::NegMulAdd(x, estimate, hn::Set(d, 1)), estimate);
 }
 
-// Rounds `v` to bf16, where the CPU has the instruction and no element is subnormal: those it takes for zero.
-// The assembler knows it, though this code is compiled for CPUs without it too.
+// Rounds `v` to bf16: round_at_once where the CPU has the instruction and no element is subnormal, as those
+// it takes for zero; round_operand on a CPU known to have it. The assembler knows it, though this code is
+// compiled for CPUs without it too.
 inline const bool kCpuRounds = cpu_has_bf16();
-HWY_INLINE bool round_at_once(hn::Vec512<float> v, uint16_t* to) {
-  if (!kCpuRounds || _mm512_fpclass_ps_mask(v.raw, raw::kSubnormal) != 0) return false;
+HWY_INLINE void round_operand(hn::Vec512<float> v, uint16_t* to) {
   __m256i rounded;
   asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(v.raw));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+}
+HWY_INLINE bool round_at_once(hn::Vec512<float> v, uint16_t* to) {
+  if (!kCpuRounds || _mm512_fpclass_ps_mask(v.raw, raw::kSubnormal) != 0) return false;
+  round_operand(v, to);
   return true;
 }
 

@@ -25,16 +25,24 @@ HWY_INLINE void tile(int64_t depth, StridedMatrix<T> a, const T* HWY_RESTRICT b,
   using V = hn::Vec<decltype(d)>;
   const int64_t width = static_cast<int64_t>(hn::Lanes(d));
   const auto mask = hn::FirstN(d, lanes);
-  const auto old = [&](int r, int v) HWY_ATTR {
-    if constexpr (kMasked) return hn::Mul(hn::Set(d, beta), hn::MaskedLoad(mask, d, c + r * ldc));
-    return hn::Mul(hn::Set(d, beta), hn::LoadU(d, c + r * ldc + v * width));
+  // Row after row of c, by a pointer whose steps the compiler does not foresee: addresses kept over the loop
+  // would go to vector registers, from where they come behind all products under way.
+  const auto next_row = [ldc](T* row) {
+    asm("" : "+r"(row));
+    return row + ldc;
+  };
+  const auto old = [&](const T* row, int v) HWY_ATTR {
+    if constexpr (kMasked) return hn::Mul(hn::Set(d, beta), hn::MaskedLoad(mask, d, row));
+    return hn::Mul(hn::Set(d, beta), hn::LoadU(d, row + v * width));
   };
   const bool start = beta != 0 && scale == nullptr;
   V sum[kRows][kVectors];
+  T* row = c;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = start ? old(r, v) : hn::Zero(d);
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = start ? old(row, v) : hn::Zero(d);
+    row = next_row(row);
   }
   const T* HWY_RESTRICT column = a.data;
   for (int64_t k = 0; k < depth; ++k) {
@@ -56,26 +64,22 @@ HWY_INLINE void tile(int64_t depth, StridedMatrix<T> a, const T* HWY_RESTRICT b,
     column += a.column;
     b += ldb;
   }
-  if (scale != nullptr) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const V factor = hn::Set(d, scale[r]);
-        sum[r][v] = beta == 0 ? hn::Mul(factor, sum[r][v]) : hn::MulAdd(factor, sum[r][v], old(r, v));
-      }
-    }
-  }
+  row = c;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
+      if (scale != nullptr) {
+        const V factor = hn::Set(d, scale[r]);
+        sum[r][v] = beta == 0 ? hn::Mul(factor, sum[r][v]) : hn::MulAdd(factor, sum[r][v], old(row, v));
+      }
       if constexpr (kMasked) {
-        hn::BlendedStore(sum[r][v], mask, d, c + r * ldc);
+        hn::BlendedStore(sum[r][v], mask, d, row);
       } else {
-        hn::StoreU(sum[r][v], d, c + r * ldc + v * width);
+        hn::StoreU(sum[r][v], d, row + v * width);
       }
     }
+    row = next_row(row);
   }
 }
 

@@ -28,9 +28,12 @@ __m512i broadcast_pair(const BFloat16* pair) {
 }
 
 // One register tile: kRows rows by kVectors vectors; with kMasked the last vector holds the lanes of `mask`.
+// The left operand's fields come one by one: the compiler copies a struct through vectors, and then the first
+// loads of a tile wait until every product of the tile before is done.
 template <int kRows, int kVectors, bool kMasked>
-inline void tile(int64_t depth, StridedMatrix<BFloat16> a, const BFloat16* b, int64_t ldb, float* c,
-                 int64_t ldc, float beta, const float* scale, __mmask16 mask) {
+inline void tile(int64_t depth, const BFloat16* column, int64_t row_step, int64_t column_step,
+                 const BFloat16* b, int64_t ldb, float* c, int64_t ldc, float beta, const float* scale,
+                 __mmask16 mask) {
   static_assert(!kMasked || kVectors == 1);
   // Row after row of c, by a pointer whose steps the compiler does not foresee: addresses kept over the
   // loop would not leave registers enough.
@@ -57,7 +60,15 @@ inline void tile(int64_t depth, StridedMatrix<BFloat16> a, const BFloat16* b, in
       for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_setzero_ps();
     }
   }
-  const BFloat16* column = a.data;
+  // Three rows by one pointer, again hidden from the compiler: with a register a row it would keep addresses
+  // in vector registers, from where they come behind all products under way.
+  constexpr int kPointers = (kRows + 2) / 3;
+  const BFloat16* left_rows[kPointers];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPointers; ++p) {
+    left_rows[p] = column + 3 * p * row_step;
+    asm("" : "+r"(left_rows[p]));
+  }
   for (int64_t k = 0; k < depth; k += 2) {
     __m512i right[kVectors];
 #pragma GCC unroll 2
@@ -66,14 +77,15 @@ inline void tile(int64_t depth, StridedMatrix<BFloat16> a, const BFloat16* b, in
     }
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      const __m512i left = broadcast_pair(column + r * a.row);
+      const __m512i left = broadcast_pair(left_rows[r / 3] + r % 3 * row_step);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         sum[r][v] = _mm512_dpbf16_ps(sum[r][v], reinterpret_cast<__m512bh>(left),
                                      reinterpret_cast<__m512bh>(right[v]));
       }
     }
-    column += a.column;
+#pragma GCC unroll 4
+    for (int p = 0; p < kPointers; ++p) left_rows[p] += column_step;
     b += 2 * ldb;
   }
   float* row = c;
@@ -101,15 +113,16 @@ template <int kVectors, bool kMasked>
 void strip(int64_t m, int64_t k, StridedMatrix<BFloat16> a, const BFloat16* b, int64_t ldb, float* c,
            int64_t ldc, float beta, const float* scale, __mmask16 mask) {
   int64_t i = 0;
-  const auto row = [&] { return StridedMatrix<BFloat16>{a.data + i * a.row, a.row, a.column}; };
+  const auto row = [&] { return a.data + i * a.row; };
   const auto factors = [&] { return scale == nullptr ? nullptr : scale + i; };
   for (; i + 12 <= m; i += 12)
-    tile<12, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, beta, factors(), mask);
+    tile<12, kVectors, kMasked>(k, row(), a.row, a.column, b, ldb, c + i * ldc, ldc, beta, factors(), mask);
   for (; i + 8 <= m; i += 8)
-    tile<8, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, beta, factors(), mask);
+    tile<8, kVectors, kMasked>(k, row(), a.row, a.column, b, ldb, c + i * ldc, ldc, beta, factors(), mask);
   for (; i + 4 <= m; i += 4)
-    tile<4, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, beta, factors(), mask);
-  for (; i < m; ++i) tile<1, kVectors, kMasked>(k, row(), b, ldb, c + i * ldc, ldc, beta, factors(), mask);
+    tile<4, kVectors, kMasked>(k, row(), a.row, a.column, b, ldb, c + i * ldc, ldc, beta, factors(), mask);
+  for (; i < m; ++i)
+    tile<1, kVectors, kMasked>(k, row(), a.row, a.column, b, ldb, c + i * ldc, ldc, beta, factors(), mask);
 }
 
 __m256i round_16(__m512 x) {

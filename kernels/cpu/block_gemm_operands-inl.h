@@ -57,6 +57,16 @@ HWY_INLINE V weight_exp(D d, V x) {
   return hn::Exp(d, x);
 }
 
+// A vector as elements of an operand; of those the processor multiplies in bf16, subnormals are zero.
+template <class E, class D>
+HWY_INLINE void store_operand(hn::Vec<D> v, D d, E* to) {
+  if constexpr (std::is_same_v<E, BFloat16>) {
+    round_operand(v, reinterpret_cast<uint16_t*>(to));
+  } else {
+    hn::StoreU(v, d, to);
+  }
+}
+
 // A tile as operand: in `rows` or in `pairs`.
 template <class E>
 struct Operand {

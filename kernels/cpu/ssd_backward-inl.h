@@ -12,88 +12,12 @@
 #define TRANSXSSM_KERNELS_CPU_SSD_BACKWARD_INL_H_
 #endif
 
+#include "kernels/cpu/ssd_backward_buffers-inl.h"
 #include "kernels/cpu/ssd_common-inl.h"
 #include "kernels/cpu/thread_buffers.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace transxssm::cpu::HWY_NAMESPACE {
-
-// Memory of one thread. E: operands of products, in the layouts of kernels/cpu/block_gemm_bf16.h.
-template <class P>
-struct ScanBackwardBuffers {
-  using T = typename P::Real;
-  using E = typename P::Operand;
-  ScanBackwardBuffers(Carver& carver, const ScanSizes& z) {
-    const auto take = [&]<class Element>(Element*& to, int64_t size) {
-      to = carver.take(DTypeOf<Element>::value, {size}).template data<Element>();
-    };
-    const int64_t q = z.longest, n = z.state_dim, p = z.head_dim, ld = z.padded, heads = z.heads_per_group();
-    // Where an operand is the matrix itself its buffer takes nothing.
-    const bool pairs = kPair<E> == 2, rounded = !std::is_same_v<typename P::Storage, T>;
-    take(first, q);
-    take(dg, q);
-    take(decay, Decay<T>::kArrays * ld);
-    take(b, q * n);
-    take(b_rows, pairs ? q * n : 0);
-    take(b_pairs, pairs ? ld * n : 0);
-    take(b_columns, n * ld);
-    take(c, q * n);
-    take(c_rows, pairs ? q * n : 0);
-    take(c_pairs, pairs ? ld * n : 0);
-    take(weighted, ld * n);
-    take(db, q * n);
-    take(dc, q * n);
-    take(product, heads > 1 ? q * n : 0);
-    take(scores, ld * ld);
-    take(weights, ld * ld);
-    take(weight_pairs, pairs ? ld * ld : 0);
-    take(d_scores, ld * ld);
-    take(d_score_rows, pairs ? ld * ld : 0);
-    take(d_score_pairs, pairs ? ld * ld : 0);
-    take(factors, kTriangleBlock + ld);
-    take(columns, ld);
-    take(sigmoid, ld);
-    take(x, rounded ? ld * p : 0);
-    take(x_columns, p * ld);
-    take(dy, rounded ? ld * p : 0);
-    take(dx, q * p);
-    take(states, heads * (z.most_blocks - 1) * p * n);
-    take(d_states, heads * p * n);
-    take(state_pairs, pairs || rounded ? p * n : 0);
-    take(d_state_columns, n * p);
-  }
-  int32_t* first;
-  double* dg;
-  T* decay;
-  T* b;  // rotated
-  E* b_rows;
-  E* b_pairs;
-  E* b_columns;
-  T* c;  // rotated
-  E* c_rows;
-  E* c_pairs;
-  E* weighted;
-  T* db;
-  T* dc;
-  T* product;
-  T* scores;   // G
-  T* weights;  // G L
-  E* weight_pairs;
-  T* d_scores;  // V, then dG
-  E* d_score_rows;
-  E* d_score_pairs;
-  T* factors;
-  T* columns;  // column sums of U
-  T* sigmoid;  // derivative of softplus
-  E* x;        // as the product at hand wants it
-  E* x_columns;
-  E* dy;
-  T* dx;        // gradient of dt X
-  T* states;    // that enter the later blocks of a chunk, of the group's heads
-  T* d_states;  // gradients of the states that leave the block, of the group's heads
-  E* state_pairs;
-  E* d_state_columns;
-};
 
 // Sums over the tokens of one head and chunk; the totals are formed from them in order.
 struct HeadPartials {
@@ -149,6 +73,7 @@ class ScanBackward {
       rotate_c(block);
       if (partials != nullptr) prepare(block);
       for (int64_t h = 0; h < heads_; ++h) {
+        look_ahead(block, c, b, h, partials != nullptr);
         const Decay<T> decay(buffer_.decay, z_.padded);
         compute_decay(in_, block, row_, head_ + h, buffer_.first, decay);
         dy_ = as_pairs<E>(block.length, z_.head_dim, address<S>(args_.dy, row_, block.begin, head_ + h),
@@ -157,14 +82,35 @@ class ScanBackward {
         if (!enter && b == 0) continue;
         const Operand<E> c_pairs =
             as_weighted_pairs<E>(block.length, z_.state_dim, buffer_.c, decay.into, buffer_.weighted);
-        block_gemm(z_.head_dim, z_.state_dim, block.length, dy_.transposed(), c_pairs.data, c_pairs.ld,
-                   d_state(h), z_.state_dim, decay.into[block.length - 1]);
+        product<E, T>(z_.head_dim, z_.state_dim, block.length, dy_.transposed(), c_pairs, d_state(h),
+                      decay.into[block.length - 1], nullptr, ahead_);
       }
       if (partials != nullptr) write_group(block);
     }
   }
 
  private:
+  // The rows of the block that this thread comes to next.
+  void look_ahead(const ScanBlock& block, int64_t c, int64_t b, int64_t h, bool gradients) {
+    const bool whole_row = z_.by_group || !gradients, last = whole_row ? block.begin == 0 : b == 0;
+    const int64_t end = !last ? block.begin : whole_row ? z_.tokens : c * z_.chunk + z_.length(c);
+    const int64_t begin = end - kBlockTokens;
+    int64_t head = last ? head_ + heads_ : head_, row = row_;
+    if (head == z_.heads) head = 0, ++row;
+    const int64_t group = head / z_.heads_per_group();
+    ahead_.clear();
+    ahead_.add(args_.dy, row, begin, head + h);
+    if (h == 0) ahead_.add(in_.c, row, begin, group);
+    if (!gradients) return;
+    if (b == 0) ahead_.add_states(args_.chunk_states, row, (end - 1) / z_.chunk, head + h);
+    ahead_.add(in_.x, row, begin, head + h);
+    ahead_.add(args_.dx, row, begin, head + h, true);
+    if (h > 0) return;
+    ahead_.add(in_.b, row, begin, group);
+    ahead_.add(args_.db, row, begin, group, true);
+    ahead_.add(args_.dc, row, begin, group, true);
+  }
+
   // Calls fn(state) with that which enters block b of chunk c.
   template <class Fn>
   void with_state(int64_t c, int64_t b, int64_t h, Fn&& fn) {
@@ -192,8 +138,8 @@ class ScanBackward {
         const Operand<E> b_pairs =
             as_weighted_pairs<E>(block.length, n, buffer_.b, decay.weight, buffer_.weighted);
         with_state(c, b, h, [&](const auto* from) { pack(from, size, 1, size, state(h, b + 1)); });
-        block_gemm(p, n, block.length, x.transposed(), b_pairs.data, n, state(h, b + 1), n,
-                   decay.into[block.length - 1]);
+        product<E, T>(p, n, block.length, x.transposed(), b_pairs, state(h, b + 1),
+                      decay.into[block.length - 1], nullptr, ahead_);
       }
     }
   }
@@ -219,7 +165,7 @@ class ScanBackward {
     c_pairs_ = as_pairs<E>(q, n, buffer_.c, n, buffer_.c_pairs);
     write_columns(q, n, b_rows_.data, n, buffer_.b_columns, z_.padded);
     lower_scores(q, n, as_rows<E>(q, n, buffer_.c, n, buffer_.c_rows), buffer_.b_columns, z_.padded,
-                 buffer_.scores);
+                 buffer_.scores, ahead_);
   }
 
   // `rows` of x or dy: the tensor itself, or widened, as `pairs` are where operands are not bf16.
@@ -240,26 +186,26 @@ class ScanBackward {
     with_state(block.begin / z_.chunk, b, h,
                [&](const auto* state) { through_states(q, h, state, x, dy, decay); });
     write_columns(q, p, x.data, x.ld, buffer_.x_columns, z_.padded);
-    lower_scores(q, p, dy, buffer_.x_columns, z_.padded, buffer_.d_scores);
+    lower_scores(q, p, dy, buffer_.x_columns, z_.padded, buffer_.d_scores, ahead_);
     for (int64_t i = 0; i < q && args_.d_d_skip; ++i)  // dY_i X_i
       partials.d_skip += static_cast<double>(buffer_.d_scores[i * z_.padded + i]);
-    through_scores(block, h, decay);
+    through_scores(block, decay);
     finish(block, h, decay, partials);
   }
 
   // Sets sums[q,N] = diag(scale) left right for the first head of a group and adds to it for the others.
   // Returns the head's own product.
-  const T* add_product(int64_t q, int64_t h, const Operand<E>& left, const E* right, const T* scale,
+  const T* add_product(int64_t q, int64_t h, const Operand<E>& left, const Operand<E>& right, const T* scale,
                        T* sums) {
     const int64_t n = z_.state_dim;
-    T* product = h == 0 ? sums : buffer_.product;
-    block_gemm(q, n, z_.head_dim, left.rows(), right, n, product, n, T(0), scale);
+    T* own = h == 0 ? sums : buffer_.product;
+    product<E, T>(q, n, z_.head_dim, left.rows(), right, own, T(0), scale, ahead_);
     if (h > 0) {
       for_lanes<T>(q * n, [&](auto d, int64_t j) HWY_ATTR {
-        hn::StoreU(hn::Add(hn::LoadU(d, sums + j), hn::LoadU(d, product + j)), d, sums + j);
+        hn::StoreU(hn::Add(hn::LoadU(d, sums + j), hn::LoadU(d, own + j)), d, sums + j);
       });
     }
-    return product;
+    return own;
   }
 
   // Gradients through the states that enter and leave the block: sets dx, adds to dc, db and dg.
@@ -272,10 +218,10 @@ class ScanBackward {
           count, [&](auto d, int64_t j) HWY_ATTR { return hn::Mul(load(d, a + j), hn::LoadU(d, b + j)); }));
     };
     const Operand<E> entering = as_pairs<E>(p, n, state, n, buffer_.state_pairs);
-    const T* dc = add_product(q, h, dy, entering.data, decay.into, buffer_.dc);
+    const T* dc = add_product(q, h, dy, entering, decay.into, buffer_.dc);
     for (int64_t i = 0; i < q; ++i) buffer_.dg[i] += dot(n, dc + i * n, buffer_.c + i * n);
     const Operand<E> leaving = as_pairs<E>(p, n, d_state(h), n, buffer_.state_pairs);
-    const T* db = add_product(q, h, x, leaving.data, decay.weight, buffer_.db);
+    const T* db = add_product(q, h, x, leaving, decay.weight, buffer_.db);
     double total = static_cast<double>(decay.into[q - 1]) * dot(p * n, state, d_state(h));
     for (int64_t j = 0; j + 1 < q; ++j) {  // the last token leaves without decay
       const double k = dot(n, db + j * n, buffer_.b + j * n);
@@ -284,36 +230,30 @@ class ScanBackward {
     }
     buffer_.dg[q - 1] += total;
     write_columns(p, n, d_state(h), n, buffer_.d_state_columns, p);
-    block_gemm(q, p, n, b_rows_.rows(), buffer_.d_state_columns, p, buffer_.dx, p, T(0), decay.out);
+    product<E, T>(q, p, n, b_rows_.rows(), Operand<E>{buffer_.d_state_columns, p}, buffer_.dx, T(0),
+                  decay.out, ahead_);
   }
 
   // Gradients through the scores: adds to dx, dc, db and dg.
-  void through_scores(const ScanBlock& block, int64_t h, const Decay<T>& decay) {
+  void through_scores(const ScanBlock& block, const Decay<T>& decay) {
     const int64_t q = block.length, n = z_.state_dim, p = z_.head_dim, ld = z_.padded;
+    E* rows = buffer_.d_score_rows;
+    if constexpr (std::is_same_v<E, T>) rows = buffer_.d_scores;
     std::fill_n(buffer_.columns, ld, T(0));
     for (int64_t i = 0; i < q; ++i) {
-      if (i % kTriangleBlock == 0) {  // a few at a time
-        const int64_t count = std::min(kTriangleBlock, q - i), next = block.begin - kBlockTokens + i;
-        prefetch_rows<true>(args_.dx, row_, block.begin + i, count, head_ + h);
-        prefetch_rows(in_.x, row_, next, count, head_ + h);
-        prefetch_rows(args_.dy, row_, next, count, head_ + h);
-        if (h == 0) prefetch_rows(in_.b, row_, next, count, group_);
-        if (h == 0) prefetch_rows(in_.c, row_, next, count, group_);
-        if (h + 1 == heads_) prefetch_rows<true>(args_.db, row_, block.begin + i, count, group_);
-        if (h + 1 == heads_) prefetch_rows<true>(args_.dc, row_, block.begin + i, count, group_);
-      }
       const T* scores = buffer_.scores + i * ld;
-      T* weights = buffer_.weights + i * ld;
-      T* d_scores = buffer_.d_scores + i * ld;
+      const T* v = buffer_.d_scores + i * ld;
+      E* weights = buffer_.weights + i * ld;
+      E* d_scores = rows + i * ld;
       const hn::CappedTag<T, kTriangleBlock> tag;
       auto sum = hn::Zero(tag);
       for_decay_row<E>(i, buffer_.first, decay, buffer_.factors, [&](auto d, int64_t j, auto l) HWY_ATTR {
         const auto seen = hn::Gt(l, hn::Zero(d));
         const auto score = hn::IfThenElseZero(seen, hn::LoadU(d, scores + j));
-        const auto v = hn::Mul(hn::LoadU(d, d_scores + j), hn::LoadU(d, decay.dt + j));
-        const auto d_score = hn::IfThenElseZero(seen, hn::Mul(v, l));
-        hn::StoreU(hn::Mul(score, l), d, weights + j);
-        hn::StoreU(d_score, d, d_scores + j);
+        const auto scaled = hn::Mul(hn::LoadU(d, v + j), hn::LoadU(d, decay.dt + j));
+        const auto d_score = hn::IfThenElseZero(seen, hn::Mul(scaled, l));
+        store_operand(hn::Mul(score, l), d, weights + j);
+        store_operand(d_score, d, d_scores + j);
         // The diagonal does not decay.
         const auto off_diagonal = hn::Ne(hn::Iota(d, static_cast<T>(j)), hn::Set(d, static_cast<T>(i)));
         const auto u = hn::IfThenElseZero(off_diagonal, hn::Mul(d_score, score));
@@ -323,12 +263,11 @@ class ScanBackward {
       buffer_.dg[i] += static_cast<double>(hn::GetLane(hn::SumOfLanes(tag, sum)));
     }
     for (int64_t j = 0; j < q; ++j) buffer_.dg[j] -= static_cast<double>(buffer_.columns[j]);
-    const E* rows = lower_rows<E>(q, buffer_.d_scores, ld, buffer_.d_score_rows);
-    lower_product(q, n, rows, ld, b_pairs_, buffer_.dc, n, T(1));
-    const E* pairs = lower_pairs<E>(q, buffer_.d_scores, ld, buffer_.d_score_pairs);
-    add_lower_transposed_product(q, n, pairs, ld, c_pairs_, buffer_.db);
-    const E* weights = lower_pairs<E>(q, buffer_.weights, ld, buffer_.weight_pairs);
-    add_lower_transposed_product(q, p, weights, ld, dy_, buffer_.dx);
+    lower_product(q, n, rows, ld, b_pairs_, buffer_.dc, n, T(1), ahead_);
+    const E* pairs = lower_pairs(q, rows, ld, buffer_.d_score_pairs);
+    add_lower_transposed_product(q, n, pairs, ld, c_pairs_, buffer_.db, ahead_);
+    const E* weights = lower_pairs(q, buffer_.weights, ld, buffer_.weight_pairs);
+    add_lower_transposed_product(q, p, weights, ld, dy_, buffer_.dx, ahead_);
   }
 
   // From the gradient of dt X and of g to those of x, u and the parameters of the head.
@@ -349,14 +288,15 @@ class ScanBackward {
     for (int64_t t = q - 1; t >= 0; --t) {
       const S* x = x_of(block, h) + t * in_.x.stride(1);
       const S* dy = address<S>(args_.dy, row_, block.begin + t, head);
-      T* d_scaled = buffer_.dx + t * p;
+      const T* d_scaled = buffer_.dx + t * p;
+      S* dx = to + t * args_.dx.stride(1);
       const T dt = decay.dt[t];
       const double d_dt = static_cast<double>(sum_lanes<T>(p, [&](auto d, int64_t j) HWY_ATTR {
         return hn::Mul(load(d, x + j), hn::LoadU(d, d_scaled + j));
       }));
       for_lanes<T>(p, [&](auto d, int64_t j) HWY_ATTR {
         const auto scaled = hn::Mul(hn::Set(d, dt), hn::LoadU(d, d_scaled + j));
-        hn::StoreU(hn::Add(scaled, hn::Mul(hn::Set(d, skip), load(d, dy + j))), d, d_scaled + j);
+        store(hn::Add(scaled, hn::Mul(hn::Set(d, skip), load(d, dy + j))), d, dx + j);
       });
       d_decay += buffer_.dg[t];
       if (buffer_.first[t] == t) d_decay = 0;  // nothing before the start of a document decays into it
@@ -365,21 +305,18 @@ class ScanBackward {
       partials.dt_bias += du;
       partials.a_log += a * static_cast<double>(dt) * d_decay;
     }
-    write_rows<E>(q, p, buffer_.dx, to, args_.dx.stride(1));
   }
 
   // The sums over the group's heads, back from the chunk's frame.
   void write_group(const ScanBlock& block) {
     const int64_t n = z_.state_dim;
     for (int64_t i = 0; i < block.length; ++i) {
-      T *db = buffer_.db + i * n, *dc = buffer_.dc + i * n;
-      rotate(in_, block.position + i, T(-1), T(1), n, db, db);
-      rotate(in_, block.position + i, T(-1), scale_of_c<T>(in_, row_, block.begin + i), n, dc, dc);
+      const T *db = buffer_.db + i * n, *dc = buffer_.dc + i * n;
+      const int64_t position = block.position + i, token = block.begin + i;
+      rotate(in_, position, T(-1), T(1), n, db, address<S>(args_.db, row_, token, group_));
+      rotate(in_, position, T(-1), scale_of_c<T>(in_, row_, token), n, dc,
+             address<S>(args_.dc, row_, token, group_));
     }
-    write_rows<E>(block.length, n, buffer_.db, address<S>(args_.db, row_, block.begin, group_),
-                  args_.db.stride(1));
-    write_rows<E>(block.length, n, buffer_.dc, address<S>(args_.dc, row_, block.begin, group_),
-                  args_.dc.stride(1));
   }
 
   const SsdBackward& args_;
@@ -387,6 +324,7 @@ class ScanBackward {
   const ScanSizes& z_;
   const Buffers& buffer_;
   const int64_t row_, head_, heads_, group_;
+  RowsAhead ahead_;
   Operand<E> b_rows_{}, b_pairs_{}, c_pairs_{}, dy_{};  // of the block; dy in `pairs`
 };
 

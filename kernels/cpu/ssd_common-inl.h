@@ -12,6 +12,7 @@
 #include <hwy/contrib/math/math-inl.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "kernels/cpu/address.h"
@@ -30,6 +31,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // lower triangles: blocks of kTriangleBlock rows stop at the diagonal.
 constexpr int64_t kBlockTokens = 64;
 constexpr int64_t kTriangleBlock = 16;
+constexpr int64_t kRowsAsked = 5;          // of the next block, after each product
 constexpr double kSoftplusThreshold = 20;  // softplus(v) = v beyond it
 
 struct ScanSizes {
@@ -76,19 +78,55 @@ struct ScanBlock {
   int64_t length;
 };
 
-// Asks for `count` tokens' rows [.., index, :] before they are needed: rows of one head lie far apart, and
-// the processor foresees no such steps. Any tokens may be named. With kWrite the rows are to be written.
-template <bool kWrite = false>
-void prefetch_rows(const Tensor& tensor, int64_t row, int64_t begin, int64_t count, int64_t index) {
-  constexpr int64_t kCacheLine = 64;
-  const int64_t size = dtype_bytes(tensor.dtype()), step = tensor.stride(1) * size;
-  const int64_t width = tensor.size(3) * size;
-  const auto* line = static_cast<const std::byte*>(tensor.raw()) + row * tensor.stride(0) * size +
-                     begin * step + index * tensor.stride(2) * size;
-  for (int64_t i = 0; i < count; ++i, line += step) {
-    for (int64_t j = 0; j < width; j += kCacheLine) __builtin_prefetch(line + j, kWrite, 2);
+// Rows of the next block, asked for a few at a time while products run: rows of one head lie far apart, so
+// that the processor foresees no such steps, and many requests at once would fill the queue to memory and
+// stop everything behind them. Any addresses may be named.
+class RowsAhead {
+ public:
+  void clear() { size_ = 0, left_ = kBlockTokens; }
+  // Tokens [begin, begin + kBlockTokens) of [.., index, :]; to be written with `write`.
+  void add(const Tensor& tensor, int64_t row, int64_t begin, int64_t index, bool write = false) {
+    const int64_t size = dtype_bytes(tensor.dtype());
+    const auto* line = static_cast<const std::byte*>(tensor.raw());
+    line += (row * tensor.stride(0) + begin * tensor.stride(1) + index * tensor.stride(2)) * size;
+    rows_[size_++] = {line, tensor.stride(1) * size, tensor.size(3) * size, write};
   }
-}
+  // The states of a chunk that enter it, of one head.
+  void add_states(const Tensor& states, int64_t row, int64_t chunk, int64_t head, bool write = false) {
+    const int64_t size = dtype_bytes(states.dtype());
+    const auto* line = static_cast<const std::byte*>(states.raw());
+    line += (row * states.stride(0) + chunk * states.stride(1) + head * states.stride(2)) * size;
+    const int64_t part = states.stride(2) * size / kBlockTokens;  // as many parts as there are rows
+    rows_[size_++] = {line, part, part, write};
+  }
+  // The next `count` rows of each.
+  void ask(int64_t count) {
+    constexpr int64_t kCacheLine = 64;
+    for (; count > 0 && left_ > 0; --count, --left_) {
+      for (size_t i = 0; i < size_; ++i) {
+        Rows& rows = rows_[i];
+        for (int64_t j = 0; j < rows.width; j += kCacheLine) {
+          if (rows.write) {
+            __builtin_prefetch(rows.line + j, 1, 2);
+          } else {
+            __builtin_prefetch(rows.line + j, 0, 2);
+          }
+        }
+        rows.line += rows.step;
+      }
+    }
+  }
+
+ private:
+  struct Rows {
+    const std::byte* line;
+    int64_t step, width;  // bytes
+    bool write;
+  };
+  std::array<Rows, 8> rows_;
+  size_t size_ = 0;
+  int64_t left_ = 0;
+};
 
 // first[i]: the last document start at or before token i of the block, -1 where there is none. Tokens with
 // one `first` see each other; those with -1 see the state that enters.
@@ -228,60 +266,71 @@ void write_rows(int64_t rows, int64_t columns, const T* from, S* to, int64_t ld_
   }
 }
 
+// block_gemm with requests in between: c's rows have no gap.
+template <class E, class T>
+void product(int64_t m, int64_t n, int64_t k, const StridedMatrix<E>& a, const Operand<E>& b, T* c, T beta,
+             const T* scale, RowsAhead& ahead) {
+  constexpr int64_t kRows = 24;  // whole register tiles
+  for (int64_t i = 0; i < m; i += kRows) {
+    block_gemm(std::min(kRows, m - i), n, k, StridedMatrix<E>{a.data + i * a.row, a.row, a.column}, b.data,
+               b.ld, c + i * n, n, beta, scale == nullptr ? nullptr : scale + i);
+    ahead.ask(kRowsAsked);
+  }
+}
+
 // Scores of a block of q tokens: out = left right, columns up to the diagonal's block. `right` and `out` have
 // rows `ld` apart.
 template <class E, class T>
-void lower_scores(int64_t q, int64_t depth, const Operand<E>& left, const E* right, int64_t ld, T* out) {
+void lower_scores(int64_t q, int64_t depth, const Operand<E>& left, const E* right, int64_t ld, T* out,
+                  RowsAhead& ahead) {
   for (int64_t i = 0; i < q; i += kTriangleBlock) {
     const int64_t m = std::min(kTriangleBlock, q - i);
     block_gemm(m, i + m, depth, Operand<E>{left.data + i * left.ld, left.ld}.rows(), right, ld, out + i * ld,
                ld, T(0));
+    ahead.ask(kRowsAsked);
   }
 }
 
-// `rows` and `pairs` of a lower-triangular matrix with rows `ld` apart, up to the diagonal's block.
-template <class E, class T>
-const E* lower_rows(int64_t q, const T* lower, int64_t ld, E* buffer) {
-  if constexpr (std::is_same_v<E, T>) return lower;
-  if constexpr (std::is_same_v<E, BFloat16>) {
-    for (int64_t i = 0; i < q; i += kTriangleBlock) {
-      pack_rows(std::min(kTriangleBlock, q - i), i + kTriangleBlock, lower + i * ld, ld, buffer + i * ld, ld);
-    }
-  }
-  return buffer;
-}
-template <class E, class T>
-const E* lower_pairs(int64_t q, const T* lower, int64_t ld, E* buffer) {
-  if constexpr (std::is_same_v<E, T>) return lower;
+// `pairs` of a lower-triangular matrix of operands with rows `ld` apart, up to the diagonal's block.
+template <class E>
+const E* lower_pairs(int64_t q, const E* lower, int64_t ld, E* buffer) {
   if constexpr (std::is_same_v<E, BFloat16>) {
     for (int64_t i = 0; i < q; i += kTriangleBlock) {
       pack_pairs(std::min(kTriangleBlock, q - i), i + kTriangleBlock, lower + i * ld, ld, buffer + i * ld,
                  ld);
     }
+    return buffer;
   }
-  return buffer;
+  return lower;
 }
+
+// Rows of a product with a lower-triangular matrix that end at one column: as few as products of bf16 take at
+// full speed. f32 multiplies the zeros behind the diagonal up to its block.
+template <class E>
+constexpr int64_t kTriangleRows = kPair<E> == 2 ? 8 : kTriangleBlock;
 
 // c = beta c + lower b, with `rows` of lower.
 template <class E, class T>
 void lower_product(int64_t q, int64_t columns, const E* lower, int64_t ld, const Operand<E>& b, T* c,
-                   int64_t ldc, T beta) {
-  for (int64_t i = 0; i < q; i += kTriangleBlock) {
-    const int64_t m = std::min(kTriangleBlock, q - i);
+                   int64_t ldc, T beta, RowsAhead& ahead) {
+  for (int64_t i = 0; i < q; i += kTriangleRows<E>) {
+    const int64_t m = std::min(kTriangleRows<E>, q - i);
     block_gemm(m, columns, i + m, Operand<E>{lower + i * ld, ld}.rows(), b.data, b.ld, c + i * ldc, ldc,
                beta);
+    if (i % kTriangleBlock == 0) ahead.ask(kRowsAsked);
   }
 }
 
 // c += lower^T b, with `pairs` of lower and b.
 template <class E, class T>
 void add_lower_transposed_product(int64_t q, int64_t columns, const E* lower, int64_t ld, const Operand<E>& b,
-                                  T* c) {
-  for (int64_t j = 0; j < q; j += kTriangleBlock) {
-    const int64_t m = std::min(kTriangleBlock, q - j);
+                                  T* c, RowsAhead& ahead) {
+  for (int64_t j = 0; j < q; j += kTriangleRows<E>) {
+    const int64_t m = std::min(kTriangleRows<E>, q - j);
     const Operand<E> block{lower + j * ld + j * kPair<E>, ld};
     block_gemm(m, columns, q - j, block.transposed(), b.data + j * b.ld, b.ld, c + j * columns, columns,
                T(1));
+    if (j % kTriangleBlock == 0) ahead.ask(kRowsAsked);
   }
 }
 

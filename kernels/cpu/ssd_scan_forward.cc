@@ -24,7 +24,7 @@ struct ScanForwardBuffers {
     };
     const int64_t q = z.longest, n = z.state_dim, p = z.head_dim;
     // Where an operand is the matrix itself, and where y is written in place, their buffers take nothing.
-    const bool pairs = kPair<E> == 2, rounded = !std::is_same_v<typename P::Storage, T>;
+    const bool rounded = !std::is_same_v<typename P::Storage, T>;
     take(first, q);
     take(decay, Decay<T>::kArrays * z.padded);
     take(b, q * n);
@@ -33,7 +33,6 @@ struct ScanForwardBuffers {
     take(c, q * n);
     take(scores, z.padded * z.padded);
     take(weights, z.padded * z.padded);
-    take(weight_rows, pairs ? z.padded * z.padded : 0);
     take(factors, kTriangleBlock + z.padded);
     take(x, rounded ? z.padded * p : 0);
     take(y, rounded ? q * p : 0);
@@ -47,8 +46,7 @@ struct ScanForwardBuffers {
   E* weighted_b;
   T* c;       // rotated, [q,N]
   T* scores;  // C B^T, [q,q]
-  T* weights;
-  E* weight_rows;
+  E* weights;
   T* factors;
   E* x;       // [q,P]
   T* y;       // [q,P]
@@ -122,6 +120,7 @@ class ScanForward {
           in_, z_, block, in_.b, row_, group_, [](int64_t) { return T(1); }, buffer_.b);
       if (outputs) group_scores(block);
       for (int64_t h = 0; h < heads_; ++h) {
+        look_ahead(block, c, b, h, outputs);
         const Decay<T> decay(buffer_.decay, z_.padded);
         compute_decay(in_, block, row_, head_ + h, buffer_.first, decay);
         const Operand<E> x =
@@ -131,14 +130,31 @@ class ScanForward {
         if (!move) continue;
         const Operand<E> b_pairs =
             as_weighted_pairs<E>(block.length, z_.state_dim, buffer_.b, decay.weight, buffer_.weighted_b);
-        block_gemm(z_.state_dim, z_.head_dim, block.length, b_pairs.transposed(), x.data, x.ld, state(h),
-                   z_.head_dim, decay.into[block.length - 1]);
+        product<E, T>(z_.state_dim, z_.head_dim, block.length, b_pairs.transposed(), x, state(h),
+                      decay.into[block.length - 1], nullptr, ahead_);
       }
     }
     for (int64_t h = 0; h < heads_ && leave && in_.cos; ++h) next_frame(z_.length(c), state(h));
   }
 
  private:
+  // The rows of the block that this thread comes to next.
+  void look_ahead(const ScanBlock& block, int64_t c, int64_t b, int64_t h, bool outputs) {
+    const bool whole_row = z_.by_group || !outputs;
+    const bool last = whole_row ? block.begin + block.length == z_.tokens : b + 1 == z_.blocks(c);
+    const int64_t begin = !last ? block.begin + block.length : whole_row ? 0 : c * z_.chunk;
+    int64_t head = last ? head_ + heads_ : head_, row = row_;
+    if (head == z_.heads) head = 0, ++row;
+    ahead_.clear();
+    ahead_.add(in_.x, row, begin, head + h);
+    if (outputs) ahead_.add(args_.y, row, begin, head + h, true);
+    if (whole_row && b + 1 == z_.blocks(c) && args_.chunk_states)
+      ahead_.add_states(args_.chunk_states, row, begin / z_.chunk, head + h, true);
+    if (h > 0) return;
+    ahead_.add(in_.b, row, begin, head / z_.heads_per_group());
+    if (outputs) ahead_.add(in_.c, row, begin, head / z_.heads_per_group());
+  }
+
   // Moves a state to the frame of the next chunk.
   void next_frame(int64_t distance, T* state) {
     const T* cos = address<T>(in_.cos, distance);
@@ -160,7 +176,8 @@ class ScanForward {
     const auto scale = [&](int64_t i) { return scale_of_c<T>(in_, row_, block.begin + i); };
     rotate_rows<S>(in_, z_, block, in_.c, row_, group_, scale, buffer_.c);
     transpose(block.length, n, buffer_.b, n, buffer_.b_columns, z_.padded);
-    lower_scores(block.length, n, Operand<T>{buffer_.c, n}, buffer_.b_columns, z_.padded, buffer_.scores);
+    lower_scores(block.length, n, Operand<T>{buffer_.c, n}, buffer_.b_columns, z_.padded, buffer_.scores,
+                 ahead_);
   }
 
   void write_outputs(const ScanBlock& block, int64_t h, const Decay<T>& decay, const Operand<E>& x,
@@ -171,26 +188,23 @@ class ScanForward {
     int64_t ldy = p;
     if constexpr (std::is_same_v<S, T>) y = to, ldy = args_.y.stride(1);
     for (int64_t i = 0; i < q; ++i) {
-      if (i % kTriangleBlock == 0) {  // a few at a time
-        const int64_t count = std::min(kTriangleBlock, q - i), next = block.begin + kBlockTokens + i;
-        prefetch_rows<true>(args_.y, row_, block.begin + i, count, head);
-        prefetch_rows(in_.x, row_, next, count, head);
-        if (h == 0) prefetch_rows(in_.b, row_, next, count, group_);
-        if (h == 0) prefetch_rows(in_.c, row_, next, count, group_);
-      }
+      if (i % kTriangleBlock == 0) ahead_.ask(kRowsAsked);
       const T* scores = buffer_.scores + i * ld;
-      T* weights = buffer_.weights + i * ld;
+      E* weights = buffer_.weights + i * ld;
       for_decay_row<E>(i, buffer_.first, decay, buffer_.factors, [&](auto d, int64_t j, auto l) HWY_ATTR {
         const auto weight = hn::Mul(hn::Mul(hn::LoadU(d, scores + j), hn::LoadU(d, decay.dt + j)), l);
-        hn::StoreU(hn::IfThenElseZero(hn::Gt(l, hn::Zero(d)), weight), d, weights + j);
+        store_operand(hn::IfThenElseZero(hn::Gt(l, hn::Zero(d)), weight), d, weights + j);
       });
     }
     if (has_state) {
-      block_gemm(q, p, z_.state_dim, Operand<T>{buffer_.c, z_.state_dim}.rows(), state(h), p, y, ldy, T(0),
-                 decay.into);
+      for (int64_t i = 0; i < q; i += kTriangleBlock) {
+        block_gemm(std::min(kTriangleBlock, q - i), p, z_.state_dim,
+                   Operand<T>{buffer_.c + i * z_.state_dim, z_.state_dim}.rows(), state(h), p, y + i * ldy,
+                   ldy, T(0), decay.into + i);
+        ahead_.ask(2 * kRowsAsked);
+      }
     }
-    const E* weights = lower_rows<E>(q, buffer_.weights, ld, buffer_.weight_rows);
-    lower_product(q, p, weights, ld, x, y, ldy, T(has_state));
+    lower_product(q, p, buffer_.weights, ld, x, y, ldy, T(has_state), ahead_);
     if (in_.d_skip) {
       const T skip = *address<T>(in_.d_skip, head);
       for (int64_t i = 0; i < q; ++i) {
@@ -209,6 +223,7 @@ class ScanForward {
   const ScanSizes& z_;
   const Buffers& buffer_;
   const int64_t row_, head_, heads_, group_;
+  RowsAhead ahead_;
 };
 
 // One token of one head by the recurrence itself: decoding.
