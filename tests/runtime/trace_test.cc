@@ -13,6 +13,7 @@ using namespace std::chrono_literals;
 
 TEST(Trace, AnInnerSpanTakesItsTimeFromTheOuter) {
   take_activity_seconds();
+  const auto begin = std::chrono::steady_clock::now();
   {
     const Span outer(Activity::optimizer, "outer");
     std::this_thread::sleep_for(20ms);
@@ -21,14 +22,15 @@ TEST(Trace, AnInnerSpanTakesItsTimeFromTheOuter) {
       std::this_thread::sleep_for(60ms);
     }
   }
+  const std::chrono::duration<double> both = std::chrono::steady_clock::now() - begin;
   std::this_thread::sleep_for(10ms);
   const ActivitySeconds s = take_activity_seconds();
   EXPECT_GE(s[Activity::communication], 0.06);
   EXPECT_GE(s[Activity::optimizer], 0.02);
-  EXPECT_LT(s[Activity::optimizer], 0.06) << "the inner span's time is not the outer's";
+  EXPECT_LE(s[Activity::optimizer], both.count() - 0.06) << "the inner span's time is not the outer's";
   EXPECT_GE(s[Activity::other], 0.01);
   EXPECT_NEAR(s.total(), s[Activity::communication] + s[Activity::optimizer] + s[Activity::other], 1e-9);
-  EXPECT_LT(take_activity_seconds().total(), 0.01) << "each call begins anew";
+  EXPECT_LT(take_activity_seconds().total(), s.total()) << "each call begins anew";
 }
 
 TEST(Trace, OperationsOfAnotherActivityCountAsThat) {
