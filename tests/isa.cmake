@@ -10,7 +10,7 @@ foreach(SETTING AVX2 AVX512_CORE two_threads)
   endif()
   add_test(NAME model_${SETTING} COMMAND test_model)
   add_test(NAME equivalence_${SETTING} COMMAND test_equivalence --gtest_filter=${ISA_LESS_TESTS})
-  add_test(NAME resume_${SETTING} COMMAND test_launch --gtest_filter=*Resume.*:Rows.*:Reshard.*:SelfcheckGolden.*)
+  add_test(NAME resume_${SETTING} COMMAND test_launch --gtest_filter=*Resume.*:Rows.*:Reshard.*:SelfcheckGolden.*:SettleCompute.*)
   foreach(PROGRAM kernels model equivalence resume)
     if(TEST ${PROGRAM}_${SETTING})
       set_tests_properties(${PROGRAM}_${SETTING} PROPERTIES LABELS slow TIMEOUT 900

@@ -123,7 +123,7 @@ class RowsAhead {
     int64_t step, width;  // bytes
     bool write;
   };
-  std::array<Rows, 8> rows_;
+  std::array<Rows, 8> rows_;  // what the backward names: x, dy, b, c, the states, dx, db, dc
   size_t size_ = 0;
   int64_t left_ = 0;
 };
