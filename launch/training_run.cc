@@ -1,8 +1,6 @@
 #include "launch/training_run.h"
 
 #include <chrono>
-#include <cmath>
-#include <numbers>
 #include <optional>
 #include <system_error>
 
@@ -12,6 +10,7 @@
 #include "launch/trace_file.h"
 #include "launch/trainer.h"
 #include "launch/training_data.h"
+#include "launch/validation.h"
 #include "launch/version.h"
 #include "runtime/crc32c.h"
 #include "runtime/data/sampler.h"
@@ -94,34 +93,17 @@ class TrainingRun {
   }
 
   void open_validation() {
-    const auto& d = config_.data();
-    int32_t end_of_document = 0;
-    if (!d.tokenizer().empty()) {
-      const Tokenizer tokenizer = Tokenizer::load(d.tokenizer());
-      if (tokenizer.vocab_size() > config_.model().vocab_size())
+    std::optional<Tokenizer> tokenizer;
+    const std::string& file = config_.data().tokenizer();
+    if (!file.empty()) {
+      tokenizer.emplace(Tokenizer::load(file));
+      if (tokenizer->vocab_size() > config_.model().vocab_size())
         throw UsageError(
-            "data.tokenizer {} has {} tokens, but model.vocab_size is {}: set it to at least that",
-            d.tokenizer(), tokenizer.vocab_size(), config_.model().vocab_size());
-      text_.tokenizer_json = tokenizer.to_json();
-      end_of_document = tokenizer.end_of_document().value_or(0);
-      for (int32_t id = 0; id < config_.model().vocab_size(); ++id)
-        bytes_of_id_.push_back(id < tokenizer.vocab_size() && !tokenizer.is_special(id)
-                                   ? static_cast<int32_t>(tokenizer.token_bytes(id).size())
-                                   : 0);
+            "data.tokenizer {} has {} tokens, but model.vocab_size is {}: set it to at least that", file,
+            tokenizer->vocab_size(), config_.model().vocab_size());
+      text_.tokenizer_json = tokenizer->to_json();
     }
-    ValidationSpec spec{.tokens = d.sequence_length(),
-                        .vocab_size = config_.model().vocab_size(),
-                        .end_of_document = end_of_document,
-                        .pack_documents = d.pack_documents()};
-    if (!d.validation().empty()) {
-      spec.prefixes = {d.validation()};
-    } else if (d.validation_fraction() > 0) {
-      spec.fraction = d.validation_fraction();
-      for (const auto& source : d.train()) spec.prefixes.push_back(source.prefix());
-    } else {
-      return;
-    }
-    validation_.emplace(spec);
+    validation_.emplace(config_, tokenizer ? &*tokenizer : nullptr);
   }
 
   void resume() {
@@ -252,32 +234,9 @@ class TrainingRun {
     return metrics;
   }
 
-  // Loss over the first `rows` validation rows; 0: all of them. In nats per token and bits per byte.
   void validate(int64_t rows) {
     if (!validation_) return;
-    publish_progress(trainer_.steps_done(), "validate");
-    const int64_t num_rows = rows == 0 ? validation_->num_rows() : std::min(rows, validation_->num_rows());
-    EvaluationSum sum;
-    Batch& batch = trainer_.batch();
-    for (int64_t first = 0; first < num_rows; first += config_.parallel().global_batch()) {
-      const int64_t mine = first + trainer_.first_row();
-      validation_->fill(mine, batch);
-      for (int64_t i = std::max<int64_t>(0, num_rows - mine); i < batch.rows(); ++i)
-        zero(batch.valid.select(0, i));
-      const EvaluationSum part = trainer_.evaluate();
-      sum.loss += part.loss;
-      sum.valid_targets += part.valid_targets;
-    }
-    if (world_.rank() != 0) return;
-    if (sum.valid_targets == 0) return log_warning("validation: no target in the first {} rows", num_rows);
-    const double loss = sum.loss / static_cast<double>(sum.valid_targets);
-    const double bytes =
-        bytes_of_id_.empty() ? 0 : static_cast<double>(validation_->text_bytes(bytes_of_id_, num_rows));
-    const double bits_per_byte = bytes > 0 ? sum.loss / std::numbers::ln2 / bytes : NAN;
-    metrics_->write_validation(trainer_.steps_done(), loss, bits_per_byte);
-    log_info("validation at step {}: {:.4f} nats per token{} over {} tokens", trainer_.steps_done(), loss,
-             bytes > 0 ? fmt::format(", {:.4f} bits per byte", bits_per_byte) : "",
-             format_count(sum.valid_targets));
+    validation_->run(trainer_, rows, metrics_ ? &*metrics_ : nullptr);
     last_log_ = Clock::now();
     steps_since_log_ = 0;
   }
@@ -346,8 +305,7 @@ class TrainingRun {
   TrainingData data_;
   Trainer trainer_;
   std::optional<MetricsWriter> metrics_;  // rank 0
-  std::optional<ValidationSet> validation_;
-  std::vector<int32_t> bytes_of_id_;  // [V]; empty without a tokenizer
+  std::optional<Validation> validation_;
   TrainState state_;
   CheckpointText text_;
   std::string resumed_from_, last_saved_;
