@@ -17,6 +17,7 @@
 #include "launch/version.h"
 #include "launch/worker.h"
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 namespace {
@@ -52,7 +53,8 @@ Program program() {
 int fail(ExitCode code, const char* message) {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (rank == nullptr) rank = std::getenv("SLURM_PROCID");
-  if (rank == nullptr || std::atoi(rank) == 0) std::fprintf(stderr, "transxssm: error: %s\n", message);
+  if (rank == nullptr || std::atoi(rank) == 0)
+    std::fprintf(stderr, "transxssm: error: %s\n", printable_message(message).c_str());
   return static_cast<int>(code);
 }
 

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 namespace {
@@ -73,7 +74,8 @@ void open_log_file(const std::string& path) {
   });
 }
 
-void log_line(LogLevel level, const std::string& message) {
+void log_line(LogLevel level, const std::string& text) {
+  const std::string message = printable_message(text);  // it may quote a file
   Log& l = log();
   const std::lock_guard lock(l.mutex);
   std::string prefix;
