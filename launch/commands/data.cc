@@ -17,6 +17,8 @@
 #include "runtime/error.h"
 #include "runtime/file_system.h"
 #include "runtime/log.h"
+#include "runtime/output_file.h"
+#include "runtime/unfinished_files.h"
 
 namespace transxssm {
 namespace {
@@ -103,10 +105,7 @@ void report_reader(const TextReader& reader) {
 }
 
 int train_tokenizer(const Arguments& arguments) {
-  FileSystem& files = posix_file_system();
   const std::string output = arguments.text("--output");
-  if (files.exists(output) && !arguments.flag("--overwrite"))
-    throw DataError("{} exists; choose another output, or pass --overwrite to replace it.", output);
   BpeTrainerOptions options;
   options.vocab_size = static_cast<int>(arguments.integer("--vocab-size", 257, 1 << 24));
   options.special_tokens = arguments.list("--special-token");
@@ -114,6 +113,9 @@ int train_tokenizer(const Arguments& arguments) {
   BpeTrainer trainer(options);
 
   TextReader reader(reader_options(arguments));
+  remove_unfinished_files_on_signals();
+  OutputFiles file(posix_file_system(), {output},
+                   {.overwrite = arguments.flag("--overwrite"), .inputs = arguments.list("--input")});
   ProgressBar reading("Counting words", reader.total_bytes());
   // The next piece is read and decompressed while this one is counted.
   const auto read = [&] {
@@ -135,7 +137,7 @@ int train_tokenizer(const Arguments& arguments) {
   ProgressBar merging("Merging pairs", options.vocab_size, ProgressBar::Unit::items);
   const Tokenizer tokenizer = trainer.train([&](int done, int) { merging.update(done); });
   merging.finish();
-  write_file_atomically(files, output, tokenizer.to_json());
+  file.publish_text(tokenizer.to_json());
   fmt::print("{}: {} tokens, from {} of text in {} ({} distinct words)\n", output,
              format_count(tokenizer.vocab_size()), format_bytes(static_cast<double>(text_bytes)),
              format_duration(reading.seconds()), format_count(distinct));
@@ -171,7 +173,11 @@ int tokenize(const Arguments& arguments) {
     special[static_cast<size_t>(id)] = tokenizer.is_special(id);
 
   TextReader reader(reader_options(arguments));
-  TokenFileWriter writer(posix_file_system(), output, tokenizer.vocab_size(), arguments.flag("--overwrite"));
+  remove_unfinished_files_on_signals();
+  std::vector<std::string> inputs = arguments.list("--input");
+  inputs.push_back(tokenizer_path);
+  TokenFileWriter writer(posix_file_system(), output, tokenizer.vocab_size(), arguments.flag("--overwrite"),
+                         std::move(inputs));
   ProgressBar progress("Tokenizing", reader.total_bytes());
   int64_t specials_in_text = 0;
   for (std::vector<TextPiece> pieces = read_batch(reader); !pieces.empty();) {

@@ -11,8 +11,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "runtime/file_system.h"
+#include "runtime/output_file.h"
 
 namespace transxssm {
 
@@ -29,9 +31,10 @@ struct TokenFileFacts {
 // visible under the final names before finish(); a crash leaves the old files or none.
 class TokenFileWriter {
  public:
-  // u16 ids where vocab_size < 65500, else i32, as Megatron-LM chooses. DataError where PREFIX.bin or
-  // PREFIX.idx exists and `overwrite` is false.
-  TokenFileWriter(FileSystem& files, std::string prefix, int64_t vocab_size, bool overwrite);
+  // u16 ids where vocab_size < 65500, else i32, as Megatron-LM chooses. The three files follow the rule of
+  // runtime/output_file.h; `inputs` are the files that the tokens are made from.
+  TokenFileWriter(FileSystem& files, const std::string& prefix, int64_t vocab_size, bool overwrite,
+                  std::vector<std::string> inputs = {});
   ~TokenFileWriter();  // removes the temporary files of a file that was not finished
   TokenFileWriter(const TokenFileWriter&) = delete;
   TokenFileWriter& operator=(const TokenFileWriter&) = delete;
@@ -52,7 +55,6 @@ class TokenFileWriter {
  private:
   class Spool;
   FileSystem& files_;
-  std::string prefix_;
   int64_t vocab_size_;
   int64_t token_bytes_;
   int32_t max_token_id_ = -1;
@@ -61,6 +63,7 @@ class TokenFileWriter {
   int64_t num_documents_ = 0;
   int64_t sequence_tokens_ = 0;
   bool finished_ = false;
+  std::unique_ptr<OutputFiles> outputs_;  // outlives the open files
   std::unique_ptr<Spool> bin_, lengths_, documents_;
 };
 

@@ -2,7 +2,6 @@
 #include <array>
 #include <bit>
 #include <cstring>
-#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -16,22 +15,10 @@ namespace transxssm {
 
 static_assert(std::endian::native == std::endian::little, "token files are read and written as they lie");
 
-// A temporary file written through a buffer.
+// A file written through a buffer.
 class TokenFileWriter::Spool {
  public:
-  Spool(FileSystem& files, std::string path) : files_(files), path_(std::move(path)) {
-    if (files_.exists(path_)) files_.remove(path_);  // of a run that was killed
-    file_ = files_.create(path_);
-  }
-  ~Spool() {
-    file_.reset();
-    if (published_) return;
-    try {
-      files_.remove(path_);
-    } catch (const std::exception&) {
-      // A leftover temporary file is harmless: the next writer removes it.
-    }
-  }
+  Spool(OutputFiles& outputs, std::string path) : path_(std::move(path)), file_(outputs.create(path_)) {}
   void append(const void* data, size_t bytes) {
     const auto* p = static_cast<const std::byte*>(data);
     crc_ = crc32c({p, bytes}, crc_);
@@ -53,10 +40,6 @@ class TokenFileWriter::Spool {
     file_->close();
     file_.reset();
   }
-  void publish(const std::string& path) {
-    files_.rename(path_, path);
-    published_ = true;
-  }
   const std::string& path() const { return path_; }
   uint32_t crc() const { return crc_; }
 
@@ -66,15 +49,15 @@ class TokenFileWriter::Spool {
     if (!buffer_.empty()) file_->write(buffer_);
     buffer_.clear();
   }
-  FileSystem& files_;
   std::string path_;
   std::unique_ptr<WritableFile> file_;
   std::vector<std::byte> buffer_;
   uint32_t crc_ = 0;
-  bool published_ = false;
 };
 
 namespace {
+
+enum Target : size_t { kBin, kJson, kIdx };  // without .idx there is no dataset: it comes last
 
 // Calls fn(span of T) for the whole content of a file of T, block by block.
 template <class T, class Fn>
@@ -91,21 +74,20 @@ void for_blocks(FileSystem& files, const std::string& path, Fn&& fn) {
 
 }  // namespace
 
-TokenFileWriter::TokenFileWriter(FileSystem& files, std::string prefix, int64_t vocab_size, bool overwrite)
+TokenFileWriter::TokenFileWriter(FileSystem& files, const std::string& prefix, int64_t vocab_size,
+                                 bool overwrite, std::vector<std::string> inputs)
     : files_(files),
-      prefix_(std::move(prefix)),
       vocab_size_(vocab_size),
       token_bytes_(vocab_size < token_file::kSmallVocabulary ? 2 : 4) {
   if (vocab_size < 1 || vocab_size > std::numeric_limits<int32_t>::max())
     throw DataError("A vocabulary of {} ids cannot be stored: token files hold ids of up to 31 bits.",
                     vocab_size);
-  for (const char* suffix : {".bin", ".idx"})
-    if (!overwrite && files_.exists(prefix_ + suffix))
-      throw DataError("{}{} exists; choose another output, or pass --overwrite to replace it.", prefix_,
-                      suffix);
-  bin_ = std::make_unique<Spool>(files_, prefix_ + ".bin.tmp");
-  lengths_ = std::make_unique<Spool>(files_, prefix_ + ".lengths.tmp");
-  documents_ = std::make_unique<Spool>(files_, prefix_ + ".documents.tmp");
+  outputs_ = std::make_unique<OutputFiles>(
+      files, std::vector<std::string>{prefix + ".bin", prefix + ".json", prefix + ".idx"},
+      OutputRules{.overwrite = overwrite, .inputs = std::move(inputs)});
+  bin_ = std::make_unique<Spool>(*outputs_, outputs_->temporary(kBin));
+  lengths_ = std::make_unique<Spool>(*outputs_, outputs_->scratch());
+  documents_ = std::make_unique<Spool>(*outputs_, outputs_->scratch());
   documents_->append_value<int64_t>(0);
 }
 
@@ -158,7 +140,7 @@ void TokenFileWriter::finish(TokenFileFacts facts) {
   lengths_->close(false);
   documents_->close(false);
 
-  Spool index(files_, prefix_ + ".idx.tmp");
+  Spool index(*outputs_, outputs_->temporary(kIdx));
   index.append(token_file::kMagic.data(), token_file::kMagic.size());
   index.append_value(token_file::kVersion);
   index.append_value(token_bytes_ == 2 ? token_file::kU16 : token_file::kI32);
@@ -185,25 +167,12 @@ void TokenFileWriter::finish(TokenFileFacts facts) {
       {"text_bytes", facts.text_bytes}, {"max_token_id", max_token_id_},
       {"vocab_size", vocab_size_},      {"end_of_document", facts.end_of_document},
       {"tokenizer", facts.tokenizer}};
-  Spool side(files_, prefix_ + ".json.tmp");
+  Spool side(*outputs_, outputs_->temporary(kJson));
   const std::string text = json.dump(2) + "\n";
   side.append(text.data(), text.size());
   side.close(true);
 
-  // Without .idx there is no dataset: the old one ends here, the new one begins with the last rename.
-  const std::string parent = std::filesystem::path(prefix_).parent_path().string();
-  const std::string directory = parent.empty() ? "." : parent;
-  if (files_.exists(prefix_ + ".idx")) {
-    files_.remove(prefix_ + ".idx");
-    files_.sync_directory(directory);
-  }
-  bin_->publish(prefix_ + ".bin");
-  side.publish(prefix_ + ".json");
-  files_.sync_directory(directory);
-  index.publish(prefix_ + ".idx");
-  files_.sync_directory(directory);
-  lengths_.reset();
-  documents_.reset();
+  outputs_->publish();
 }
 
 }  // namespace transxssm

@@ -162,10 +162,10 @@ TEST(TokenFile, AppearsWholeOrNotAtAll) {
   }
   EXPECT_THAT(names(), testing::IsEmpty());
   // What a killed run leaves does not stand in the way.
-  directory.write("set.bin.tmp", "rest");
+  directory.write(".set.bin." + host_name() + "-1-0.tmp", "rest");
   write(directory / "set", 100, {{{1}}});
   EXPECT_THAT(names(), testing::ElementsAre("set.bin", "set.idx", "set.json"));
-  EXPECT_THROW(TokenFileWriter(posix_file_system(), directory / "set", 100, false), DataError);
+  EXPECT_THROW(TokenFileWriter(posix_file_system(), directory / "set", 100, false), UsageError);
   EXPECT_EQ(TokenFile(directory / "set").num_tokens(), 1);
 }
 
