@@ -4,10 +4,11 @@ set -euo pipefail
 
 usage() {
   cat <<'EOF'
-Usage: tests/run.sh [--label unit|mpi|slow]... [--interop] [--build DIR] [--preset NAME]
+Usage: tests/run.sh [--label unit|mpi|slow]... [--interop[=oldest|=latest]] [--build DIR] [--preset NAME]
   --label    only tests of this label (default: all, unit first)
   --interop  also tests/interop: other projects' readers and writers, from PyPI, in a virtual environment in the build
-             folder; without it they count as skipped
+             folder; without it they count as skipped. Of the releases in tests/interop/requirements.txt; =oldest: with
+             those of oldest.txt instead; =latest: of the newest on PyPI
   --build    build folder (default: build)
   --preset   CMake preset: cpu (default), asan, tsan
 EOF
@@ -16,14 +17,15 @@ EOF
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=
 preset=cpu
-interop=false
+interop=
 labels=()
 while [ $# -gt 0 ]; do
   case $1 in
     --label) labels+=("${2:?--label needs unit, mpi or slow}"); shift 2 ;;
     --build) build=${2:?--build needs a folder}; shift 2 ;;
     --preset) preset=${2:?--preset needs a name}; shift 2 ;;
-    --interop) interop=true; shift ;;
+    --interop) interop=pinned; shift ;;
+    --interop=oldest | --interop=latest) interop=${1#*=}; shift ;;
     --help | -h) usage; exit 0 ;;
     *) echo "tests/run.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
   esac
@@ -57,7 +59,7 @@ trap 'status=$?
       [ $failed = 0 ] || exit 1' EXIT
 
 dependencies=()
-if $interop; then dependencies=(--interop); fi
+if [ -n "$interop" ]; then dependencies=(--interop); fi
 "$root/launch/install-deps.sh" ${dependencies[@]+"${dependencies[@]}"}
 cd "$root"
 mkdir -p "$build"
@@ -108,17 +110,34 @@ selected=(unit mpi slow)
 for label in "${selected[@]}"; do run_tests "$label" -L "^$label\$"; done
 [ ${#labels[@]} -gt 0 ] || run_tests other -LE '^(unit|mpi|slow)$'
 
+# install_interop NAME: the virtual environment NAME in the build folder, with Python packages from PyPI. Those of `oldest`
+# and `latest` lie over `pinned`, so that what they share is there once.
+install_interop() {
+  local venv=$build/interop/$1 wanted=$root/tests/interop/requirements.txt site
+  [ "$1" = pinned ] || install_interop pinned || return 1
+  [ "$1" != oldest ] || wanted=$root/tests/interop/oldest.txt
+  # `latest` is looked up every time; the others are there once their file is what was installed.
+  if [ "$1" != latest ] && cmp -s "$wanted" "$venv/installed.txt"; then return; fi
+  rm -rf "$venv"
+  python3 -m venv "$venv" || return 1
+  if [ "$1" != pinned ]; then
+    site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "${site/"$venv"/$build/interop/pinned}" >"$site/pinned.pth"
+  fi
+  if [ "$1" = latest ]; then
+    "$venv/bin/python" -m pip install -q --upgrade --upgrade-strategy eager \
+      torch transformers tokenizers safetensors numpy tensorboard
+  else
+    "$venv/bin/python" -m pip install -q -r "$wanted" && cp "$wanted" "$venv/installed.txt"
+  fi
+}
+
 shopt -s nullglob
 scripts=("$root"/tests/interop/*.py)
 if [ ${#labels[@]} = 0 ] && [ ${#scripts[@]} -gt 0 ]; then
-  if $interop; then
-    venv=$build/interop-venv
-    if [ ! -e "$venv/ready" ]; then
-      python3 -m venv "$venv"
-      "$venv/bin/pip" install -q \
-        torch transformers tokenizers safetensors numpy tensorboard
-      touch "$venv/ready"
-    fi
+  if [ -n "$interop" ]; then
+    venv=$build/interop/$interop
+    install_interop "$interop"
     for script in "${scripts[@]}"; do
       status=0
       tool=$build/$(basename "$script" .py)_tool  # the program that a script drives, if it has one

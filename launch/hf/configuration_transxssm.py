@@ -26,7 +26,7 @@ class TransXSSMConfig(PretrainedConfig):
     """
 
     model_type = "transxssm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # older releases of transformers have the second
     # Plain attributes: the library's own reading of these two differs between its versions.
     rope_theta = 10000.0
     rope_scaling = None

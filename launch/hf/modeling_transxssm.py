@@ -11,41 +11,20 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from .cache_transxssm import (
+    CACHE, NAMES, TransXSSMCache, TransXSSMGenerationMixin, check_positions, handed_cache, joined_documents
+)
 from .configuration_transxssm import TransXSSMConfig
 
 
 def wide(x):
     """In float32, or float64 if it is that."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-class TransXSSMCache:
-    """What decoding keeps: keys and values of attention layers; one state and a window of inputs of state-space layers.
-
-    documents: [B, tokens seen], see Row. rope_length: the row length that dynamic RoPE scaling is computed for; it is
-    fixed by the first call, so that all positions are rotated by the same frequencies.
-    """
-
-    is_compileable = False
-    is_croppable = False  # a state cannot be taken back
-
-    def __init__(self, rope_length=None):
-        self.layers = {}  # layer index -> its two tensors
-        self.documents = None
-        self.rope_length = rope_length
-
-    def get_seq_length(self, layer_idx=0):
-        return 0 if self.documents is None else self.documents.shape[1]
-
-    def reorder_cache(self, beam_idx):
-        """Row i becomes what row beam_idx[i] was."""
-        self.layers = {i: tuple(t if t is None else t[beam_idx] for t in pair) for i, pair in self.layers.items()}
-        self.documents = self.documents[beam_idx]
 
 
 def rotary_frequencies(config, width, length):
@@ -164,10 +143,10 @@ class TransXSSMAttention(nn.Module):
         q = row.log_n_scaled(q)
         q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))  # [B,heads,T,P]
         if cache is not None:
-            if self.layer_idx in cache.layers:
-                old_k, old_v = cache.layers[self.layer_idx]
+            old_k, old_v = cache.take(self.layer_idx)
+            if old_k is not None:
                 k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
-            cache.layers[self.layer_idx] = (k, v)
+            cache.keep(self.layer_idx, k, v)
         k, v = (t.repeat_interleave(self.queries_per_key, 1) for t in (k, v))
         is_causal = row.mask is None and q.shape[2] > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=row.mask, is_causal=is_causal)
@@ -238,7 +217,7 @@ class TransXSSMStateSpace(nn.Module):
         return F.silu(y), u[:, length:]
 
     def forward(self, x, row, cache):
-        state, window = (None, None) if cache is None else cache.layers.get(self.layer_idx, (None, None))
+        state, window = (None, None) if cache is None else cache.take(self.layer_idx)
         xs, b, c = self.x_proj(x), self.b_proj(x), self.c_proj(x)
         if self.conv1d is not None:
             joined, window = self.convolve(torch.cat([xs, b, c], -1), window, row.positions)
@@ -254,7 +233,7 @@ class TransXSSMStateSpace(nn.Module):
             a = -torch.exp(self.A_log.to(dt.dtype))
             y, state = ssd_scan(xs, dt, a, b, row.log_n_scaled(c), row.starts, state, self.chunk)
         if cache is not None:
-            cache.layers[self.layer_idx] = (state, window)
+            cache.keep(self.layer_idx, state, window)
         if self.D is not None:
             y = y + self.D[:, None] * xs
         y = y.flatten(-2)
@@ -278,9 +257,9 @@ class TransXSSMLayer(GradientCheckpointingLayer):
             self.feed_forward = TransXSSMFeedForward(config)
             self.post_state_residual = TransXSSMResidual(config)
 
-    def forward(self, x, row, past_key_values=None):
+    def forward(self, x, row, **cache):
         mixer = self.attn if hasattr(self, "attn") else self.ssd
-        x = self.post_sequence_residual(x, mixer(self.pre_sequence_layernorm(x), row, past_key_values))
+        x = self.post_sequence_residual(x, mixer(self.pre_sequence_layernorm(x), row, cache[CACHE]))
         if hasattr(self, "feed_forward"):
             x = self.post_state_residual(x, self.feed_forward(self.pre_state_layernorm(x)))
         return x
@@ -292,10 +271,16 @@ class TransXSSMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _input_embed_layer = "word_embed"
     _no_split_modules = ["TransXSSMLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(NAMES)
     _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "D"]
     _supports_sdpa = True
     _is_stateful = True
+
+    def post_init(self):
+        # Older releases refuse names that the model at hand has not.
+        names = {name.split(".")[-1] for name, _ in self.named_parameters()}
+        self._keep_in_fp32_modules_strict = [name for name in self._keep_in_fp32_modules_strict if name in names]
+        super().post_init()
 
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -325,46 +310,44 @@ class TransXSSMModel(TransXSSMPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, input_ids=None, attention_mask=None, document_ids=None, past_key_values=None, inputs_embeds=None,
-                use_cache=None, rope_length=None, output_hidden_states=None, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, document_ids=None, cache=None, past_key_values=None,
+                inputs_embeds=None, use_cache=None, rope_length=None, output_hidden_states=None, position_ids=None,
+                **kwargs):
         """attention_mask: [B,T] or [B,past+T], zero for padding, which must come first in rows that are continued.
 
         document_ids: [B,T], equal within a document of a packed row: positions restart with each, nothing crosses.
-        rope_length: row length for dynamic RoPE scaling; default: of this row, or of the first that the cache saw.
+        cache: a TransXSSMCache, in older releases of transformers named past_key_values. rope_length: row length for
+        dynamic RoPE scaling; default: of this row, or of the first that the cache saw. position_ids: only compared with
+        the positions that follow from all this.
         """
+        cache = handed_cache((cache, past_key_values), kwargs)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         x = self.word_embed(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = past_key_values
         if use_cache and cache is None:
             cache = TransXSSMCache()
-        if cache is not None and not isinstance(cache, TransXSSMCache):
-            raise TypeError(f"past_key_values must be a TransXSSMCache, not {type(cache).__name__}")
-        seen = None if cache is None else cache.documents
+        documents = joined_documents(x, document_ids, attention_mask, None if cache is None else cache.documents)
+        rope_length = rope_length or documents.shape[1]
+        if cache is not None:
+            cache.check(len(self.layers))
+            rope_length = cache.rope_length = cache.rope_length or rope_length
+        row = Row(self.config, documents, x.shape[1], rope_length, wide(x).dtype)
+        check_positions(position_ids, kwargs.get("cache_position"), row.positions, documents)
 
-        documents = document_ids
-        if documents is None:
-            zeros = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-            documents = zeros if seen is None else zeros + seen[:, -1:]
-        if attention_mask is not None:
-            documents = documents.masked_fill(attention_mask[:, -x.shape[1] :] == 0, -1)
-        if seen is not None:
-            documents = torch.cat([seen, documents], 1)
         if cache is not None:
             cache.documents = documents
-            rope_length = cache.rope_length = cache.rope_length or rope_length or documents.shape[1]
-        row = Row(self.config, documents, x.shape[1], rope_length or documents.shape[1], wide(x).dtype)
-
         hidden_states = () if output_hidden_states or self.config.output_hidden_states else None
         for layer in self.layers:
             hidden_states = None if hidden_states is None else (*hidden_states, x)
-            x = layer(x, row, past_key_values=cache)
+            x = layer(x, row, **{CACHE: cache})
         x = self.final_layernorm(x)
+        if cache is not None:
+            cache.check(len(self.layers))
         hidden_states = None if hidden_states is None else (*hidden_states, x)
-        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache, hidden_states=hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=hidden_states, **{CACHE: cache})
 
 
-class TransXSSMForCausalLM(TransXSSMPreTrainedModel, GenerationMixin):
+class TransXSSMForCausalLM(TransXSSMPreTrainedModel, TransXSSMGenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.word_embed.weight"}
 
     def __init__(self, config):
@@ -373,18 +356,13 @@ class TransXSSMForCausalLM(TransXSSMPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        # The frequencies of dynamic scaling are those of the longest row that may come out, from the first token on.
-        model_kwargs.setdefault("rope_length", generation_config.max_length)
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = TransXSSMCache(model_kwargs["rope_length"])
-
     @can_return_tuple
-    def forward(self, input_ids=None, attention_mask=None, document_ids=None, past_key_values=None, inputs_embeds=None,
-                labels=None, use_cache=None, rope_length=None, output_hidden_states=None, logits_to_keep=0, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, document_ids=None, cache=None, past_key_values=None,
+                inputs_embeds=None, labels=None, use_cache=None, rope_length=None, output_hidden_states=None,
+                position_ids=None, logits_to_keep=0, **kwargs):
         """labels: [B,T], shifted here; -100, and the first token of each document, are no targets."""
-        outputs = self.model(input_ids, attention_mask, document_ids, past_key_values, inputs_embeds, use_cache,
-                             rope_length, output_hidden_states, return_dict=True)
+        outputs = self.model(input_ids, attention_mask, document_ids, cache, past_key_values, inputs_embeds, use_cache,
+                             rope_length, output_hidden_states, position_ids, **(kwargs | {"return_dict": True}))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
@@ -393,8 +371,8 @@ class TransXSSMForCausalLM(TransXSSMPreTrainedModel, GenerationMixin):
                 labels = labels.clone()
                 labels[:, 1:].masked_fill_(document_ids[:, 1:] != document_ids[:, :-1], -100)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
-                                      hidden_states=outputs.hidden_states)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states,
+                                      **{CACHE: getattr(outputs, CACHE)})
 
 
 __all__ = ["TransXSSMCache", "TransXSSMForCausalLM", "TransXSSMModel", "TransXSSMPreTrainedModel"]

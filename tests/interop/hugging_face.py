@@ -120,7 +120,7 @@ def make_model(folder, config, dtype, in_shards, tokenizer_file):
     os.mkdir(folder)
     shutil.copy(tokenizer_file, os.path.join(folder, "tokenizer.json"))
     if ours:
-        for name in ("configuration_transxssm.py", "modeling_transxssm.py"):
+        for name in ("cache_transxssm.py", "configuration_transxssm.py", "modeling_transxssm.py"):
             shutil.copy(os.path.join(ROOT, "launch", "hf", name), folder)
     no_special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with open(os.path.join(folder, "config.json"), "w") as file:
@@ -136,7 +136,10 @@ def make_model(folder, config, dtype, in_shards, tokenizer_file):
             text = tokenizer.decode([token])
             if not (text and text.isascii() and text.isprintable()):
                 model.get_output_embeddings().weight[token] = 0
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="30KB" if in_shards else "1GB")
+    state = model.to(getattr(torch, dtype)).state_dict()
+    if model.config.tie_word_embeddings:  # not every release leaves it out itself
+        del state["lm_head.weight"]
+    model.save_pretrained(folder, state_dict=state, max_shard_size="30KB" if in_shards else "1GB")
     if in_shards != os.path.exists(os.path.join(folder, "model.safetensors.index.json")):
         raise RuntimeError(f"{folder}: transformers did not write {'shards' if in_shards else 'one file'}")
 

@@ -193,7 +193,7 @@ TEST_F(HuggingFaceCommands, TokenizerAndPythonFilesGoAlong) {
   EXPECT_EQ(parsed("a/tokenizer_config.json")["eos_token"], "<|endoftext|>");
   EXPECT_EQ(parsed("a/config.json")["eos_token_id"], *tokenizer.end_of_document());
   EXPECT_EQ(parsed("a/generation_config.json")["eos_token_id"], *tokenizer.end_of_document());
-  for (const char* name : {"configuration_transxssm.py", "modeling_transxssm.py"})
+  for (const char* name : {"cache_transxssm.py", "configuration_transxssm.py", "modeling_transxssm.py"})
     EXPECT_EQ(contents(std::string("a/") + name),
               TemporaryDirectory::read(std::string(SOURCE_TREE "/launch/hf/") + name));
 
