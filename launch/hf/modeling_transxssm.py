@@ -332,7 +332,9 @@ class TransXSSMModel(TransXSSMPreTrainedModel):
             cache.check(len(self.layers))
             rope_length = cache.rope_length = cache.rope_length or rope_length
         row = Row(self.config, documents, x.shape[1], rope_length, wide(x).dtype)
-        check_positions(position_ids, kwargs.get("cache_position"), row.positions, documents)
+        # Where there is a mask, its length says it; 5.0 counts one too many after a prompt in chunks.
+        cache_position = None if attention_mask is not None else kwargs.get("cache_position")
+        check_positions(position_ids, cache_position, row.positions, documents)
 
         if cache is not None:
             cache.documents = documents
