@@ -5,7 +5,9 @@
 
 #include "checkpoint/layout.h"
 #include "checkpoint/manifest.pb.h"
+#include "checkpoint/manifest_check.h"
 #include "checkpoint/plan.h"
+#include "checkpoint/wire.h"
 
 namespace transxssm {
 namespace {
@@ -13,7 +15,7 @@ namespace {
 constexpr uint32_t kFormatMajor = 1;
 constexpr uint32_t kFormatMinor = 0;
 constexpr uint32_t kMinReaderMinor = 0;  // an older reader of the same major must be at least this
-constexpr int kMaxTensors = 1'000'000;
+constexpr size_t kMaxTensors = 1'000'000;
 constexpr int64_t kMinChunkBytes = 4096;
 constexpr int64_t kMaxChunkBytes = int64_t{64} << 20;
 
@@ -59,6 +61,11 @@ bool to_shape(const Sizes& sizes, Shape& shape) {
     shape.append(static_cast<int64_t>(size));
   }
   return checked_volume(shape).has_value();
+}
+
+template <class Message>
+bool parse(std::string_view bytes, Message& message) {
+  return message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()));
 }
 
 template <class Message>
@@ -158,52 +165,6 @@ TrainState read_state(const txc1::RunState& in, const std::string& file) {
   return state;
 }
 
-// Exactly the names this program gives, in its order.
-void check_files(const Manifest& manifest, const std::string& file) {
-  const size_t count = manifest.files.size();
-  if (count < 5 || count % 2 == 0 || count > 2 * static_cast<size_t>(kMaxShards) + 3) {
-    throw CheckpointError("{}: files lists {} entries", file, count);
-  }
-  for (size_t i = 0; i < count; ++i) {
-    const int shard = static_cast<int>(i / 2);
-    std::string expected = i % 2 == 0 ? data_file(shard) : table_file(shard);
-    if (i + 3 == count) expected = kConfigFile;
-    if (i + 2 == count) expected = kTokenizerFile;
-    if (i + 1 == count) expected = kBuildFile;
-    if (manifest.files[i].path != expected) {
-      throw CheckpointError("{}: files[{}] is not {}", file, i, expected);
-    }
-    if (manifest.files[i].bytes < 0) throw CheckpointError("{}: files[{}] has a size beyond 2^63", file, i);
-  }
-}
-
-void check_ties(const Manifest& manifest, const std::string& file) {
-  const auto key = [](const TensorInfo& t) { return std::pair(t.name, t.kind); };
-  for (size_t i = 1; i < manifest.tensors.size(); ++i) {
-    if (key(manifest.tensors[i]) <= key(manifest.tensors[i - 1])) {
-      throw CheckpointError("{}: tensor {} ({}) occurs twice or out of order", file, manifest.tensors[i].name,
-                            tensor_kind_name(manifest.tensors[i].kind));
-    }
-  }
-  for (const TensorInfo& tensor : manifest.tensors) {
-    if (tensor.tied_to.empty()) continue;
-    if (!name_problem(tensor.tied_to).empty()) {
-      throw CheckpointError("{}: tensor {} is tied to what is no name", file, tensor.name);
-    }
-    const auto target = std::lower_bound(
-        manifest.tensors.begin(), manifest.tensors.end(), std::pair(tensor.tied_to, tensor.kind),
-        [&](const TensorInfo& t, const std::pair<std::string, TensorKind>& wanted) {
-          return key(t) < wanted;
-        });
-    if (target == manifest.tensors.end() || key(*target) != std::pair(tensor.tied_to, tensor.kind) ||
-        !target->tied_to.empty() || target->global_shape != tensor.global_shape ||
-        target->dtype != tensor.dtype) {
-      throw CheckpointError("{}: tensor {} is tied to {}, which is no stored tensor of its shape and dtype",
-                            file, tensor.name, tensor.tied_to);
-    }
-  }
-}
-
 // Empty, or what is wrong with a box whose bytes must start at `begin`.
 std::string read_box(const txc1::Box& in, const Manifest& manifest, int64_t begin, int64_t data_bytes,
                      int64_t chunk_bytes, StoredBox& box) {
@@ -262,25 +223,39 @@ std::string encode_manifest(const Manifest& manifest) {
 
 Manifest decode_manifest(const std::string& bytes, const std::string& file) {
   txc1::Manifest in;
-  if (!in.ParseFromString(bytes)) throw CheckpointError("{}: not a manifest", file);
+  txc1::TensorDecl decl;
+  txc1::FileRef ref;
+  Manifest manifest;
+  std::string problem;  // the first of a tensor; a newer format is reported before it
+  const auto read = [&](int field, std::string_view part) {
+    if (!problem.empty()) return true;
+    if (field == txc1::Manifest::kTensorsFieldNumber) {
+      if (!parse(part, decl)) return false;
+      if (manifest.tensors.size() == kMaxTensors)
+        problem = fmt::format("more than {} tensors", kMaxTensors);
+      else
+        problem = read_decl(decl, manifest.tensors.emplace_back());
+    } else {
+      if (!parse(part, ref)) return false;
+      manifest.files.push_back(read_file_ref(ref));
+      if (!may_be_listed(manifest.files.back(), manifest.files.size()))
+        problem = fmt::format("files[{}] is no file of a checkpoint", manifest.files.size() - 1);
+    }
+    return true;
+  };
+  const auto others =
+      split_message(bytes, {txc1::Manifest::kTensorsFieldNumber, txc1::Manifest::kFilesFieldNumber}, read);
+  if (!others || !parse(*others, in)) throw CheckpointError("{}: not a manifest", file);
   if (in.format_major() != kFormatMajor || in.min_reader_minor() > kFormatMinor) {
     throw CheckpointError("{}: format TXC {}.{} needs a reader of version {}.{}; this program reads {}.{}",
                           file, in.format_major(), in.format_minor(), in.format_major(),
                           in.min_reader_minor(), kFormatMajor, kFormatMinor);
   }
-  Manifest manifest;
+  if (!problem.empty()) throw CheckpointError("{}: {}", file, problem);
   manifest.save_uuid = in.save_uuid();
   manifest.state = read_state(in.state(), file);
   manifest.model_config = in.model_config();
-  if (in.tensors_size() > kMaxTensors)
-    throw CheckpointError("{}: {} tensors are too many", file, in.tensors_size());
-  for (const txc1::TensorDecl& decl : in.tensors()) {
-    const std::string problem = read_decl(decl, manifest.tensors.emplace_back());
-    if (!problem.empty()) throw CheckpointError("{}: {}", file, problem);
-  }
-  for (const txc1::FileRef& ref : in.files()) manifest.files.push_back(read_file_ref(ref));
-  check_files(manifest, file);
-  check_ties(manifest, file);
+  check_manifest(manifest, file);
   return manifest;
 }
 
@@ -306,8 +281,15 @@ std::string encode_table(const BoxTable& table) {
 
 BoxTable decode_table(const std::string& bytes, const std::string& file, const Manifest& manifest,
                       int64_t data_bytes) {
+  // The boxes need the fields before them, which may come after them in the bytes.
   txc1::BoxTable in;
-  if (!in.ParseFromString(bytes)) throw CheckpointError("{}: not a box table", file);
+  std::vector<std::string_view> parts;
+  const auto note = [&](int, std::string_view part) {
+    parts.push_back(part);
+    return true;
+  };
+  const auto others = split_message(bytes, {txc1::BoxTable::kBoxesFieldNumber}, note);
+  if (!others || !parse(*others, in)) throw CheckpointError("{}: not a box table", file);
   if (in.header_bytes() < 10 || in.header_bytes() > static_cast<uint64_t>(data_bytes)) {
     throw CheckpointError("{}: header_bytes is {}, the data file has {} bytes", file, in.header_bytes(),
                           data_bytes);
@@ -321,10 +303,12 @@ BoxTable decode_table(const std::string& bytes, const std::string& file, const M
   table.header_crc = in.header_crc32c();
   table.chunk_bytes = static_cast<int64_t>(in.chunk_bytes());
   int64_t end = table.header_bytes;
-  for (const txc1::Box& box : in.boxes()) {
-    const std::string problem =
-        read_box(box, manifest, end, data_bytes, table.chunk_bytes, table.boxes.emplace_back());
-    if (!problem.empty()) throw CheckpointError("{}: boxes[{}]: {}", file, table.boxes.size() - 1, problem);
+  txc1::Box box;
+  for (const std::string_view& part : parts) {
+    const std::string problem = parse(part, box) ? read_box(box, manifest, end, data_bytes, table.chunk_bytes,
+                                                            table.boxes.emplace_back())
+                                                 : "is no box";
+    if (!problem.empty()) throw CheckpointError("{}: boxes[{}]: {}", file, &part - parts.data(), problem);
     end = table.boxes.back().end;
   }
   if (end != data_bytes) throw CheckpointError("{}: boxes end at byte {} of {}", file, end, data_bytes);

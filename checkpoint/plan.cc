@@ -1,7 +1,8 @@
 #include "checkpoint/plan.h"
 
 #include <algorithm>
-#include <numeric>
+#include <bit>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -24,21 +25,60 @@ bool overlap(const Box& a, const Box& b) {
   return true;
 }
 
-// The dim along which the boxes start in the most places: a sweep along it holds the fewest open boxes.
-int sweep_dim(std::span<const Box> boxes, int rank) {
-  int best = 0;
-  size_t most = 0;
-  for (int d = 0; d < rank; ++d) {
-    std::vector<int64_t> starts;
-    for (const Box& box : boxes) starts.push_back(box.offset[d]);
-    std::sort(starts.begin(), starts.end());
-    const auto distinct = static_cast<size_t>(std::unique(starts.begin(), starts.end()) - starts.begin());
-    if (distinct > most) {
-      most = distinct;
-      best = d;
+// A corner of a box: bit d of `upper` says at which end of dim d.
+struct Corner {
+  uint32_t box = 0;
+  uint32_t upper = 0;
+};
+
+int64_t coordinate(const Box& box, uint32_t upper, int dim) {
+  return box.offset[dim] + ((upper >> dim & 1) != 0 ? box.extent[dim] : 0);
+}
+
+// Whether boxes without empty ones are a partition of `global`: the sum of their indicator functions is that
+// of `global` just if the sums of their corners are, each corner with a sign that changes from one end of a
+// dim to the other. Sorting the corners takes n log n, where comparing the boxes takes up to n^2.
+bool is_partition(const Shape& global, std::span<const Box> boxes) {
+  const int rank = global.rank();
+  std::vector<Corner> corners;
+  corners.reserve((boxes.size() + 1) << rank);
+  const auto whole = static_cast<uint32_t>(boxes.size());  // `global`, counted the other way
+  for (uint32_t i = 0; i <= whole; ++i)
+    for (uint32_t upper = 0; upper < 1u << rank; ++upper) corners.push_back({i, upper});
+  const Box all = whole_box(global);
+  const auto at = [&](const Corner& corner, int dim) {
+    return coordinate(corner.box == whole ? all : boxes[corner.box], corner.upper, dim);
+  };
+  const auto compare = [&](const Corner& a, const Corner& b) {
+    for (int d = 0; d < rank; ++d)
+      if (at(a, d) != at(b, d)) return at(a, d) < at(b, d) ? -1 : 1;
+    return 0;
+  };
+  std::sort(corners.begin(), corners.end(),
+            [&](const Corner& a, const Corner& b) { return compare(a, b) < 0; });
+  for (size_t i = 0; i < corners.size();) {
+    int64_t sum = 0;
+    const size_t first = i;
+    for (; i < corners.size() && compare(corners[first], corners[i]) == 0; ++i) {
+      const bool even = std::popcount(corners[i].upper) % 2 == 0;
+      sum += even == (corners[i].box == whole) ? -1 : 1;
     }
+    if (sum != 0) return false;
   }
-  return best;
+  return true;
+}
+
+// The first two boxes found that overlap. Gives up after so many comparisons that a hostile file takes
+// seconds.
+std::optional<std::pair<size_t, size_t>> find_overlap(std::span<const Box> boxes) {
+  constexpr int64_t kMaxComparisons = 50'000'000;
+  int64_t comparisons = 0;
+  for (size_t i = 0; i < boxes.size(); ++i)
+    for (size_t j = 0; j < i; ++j) {
+      if (overlap(boxes[i], boxes[j])) return std::pair(j, i);
+      if (++comparisons == kMaxComparisons) return std::nullopt;
+    }
+  return std::nullopt;
 }
 
 // Runs of the intersection [begin, begin + extent) of two boxes. Dims that both boxes hold whole, from the
@@ -103,27 +143,15 @@ std::string partition_problem(const Shape& global, std::span<const Box> boxes) {
     if (volume == 0) return fmt::format("a box of extent {} holds nothing", box.extent.to_string());
     if (__builtin_add_overflow(held, volume, &held)) return "the boxes hold too many elements";
   }
-  const int dim = sweep_dim(boxes, global.rank());
-  std::vector<size_t> order(boxes.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  const auto start = [&](size_t i) { return global.rank() == 0 ? 0 : boxes[i].offset[dim]; };
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return start(a) < start(b); });
-  std::vector<size_t> open;
-  for (size_t i : order) {
-    std::erase_if(open, [&](size_t j) {
-      return global.rank() > 0 && boxes[j].offset[dim] + boxes[j].extent[dim] <= start(i);
-    });
-    for (size_t j : open) {
-      if (overlap(boxes[i], boxes[j])) {
-        return fmt::format("boxes of extent {} at {} and {} at {} overlap", boxes[j].extent.to_string(),
-                           boxes[j].offset.to_string(), boxes[i].extent.to_string(),
-                           boxes[i].offset.to_string());
-      }
-    }
-    open.push_back(i);
+  if (is_partition(global, boxes)) return "";
+  if (const auto both = find_overlap(boxes)) {
+    const Box& a = boxes[both->first];
+    const Box& b = boxes[both->second];
+    return fmt::format("boxes of extent {} at {} and {} at {} overlap", a.extent.to_string(),
+                       a.offset.to_string(), b.extent.to_string(), b.offset.to_string());
   }
   if (held != *total) return fmt::format("the boxes hold {} of {} elements", held, *total);
-  return "";
+  return "the boxes overlap";
 }
 
 std::vector<BoxCopy> plan_copies(const Box& target, std::span<const Box> sources) {
