@@ -130,6 +130,23 @@ TEST_F(MetricsTest, AFullDiskCostsOneWarning) {
   EXPECT_NE(printed.find("No space left"), std::string::npos) << printed;
 }
 
+TEST_F(MetricsTest, NamesKeepTheirOrderAndMessagesShowNoControlCharacters) {
+  const std::string header =
+      "{\"format\":\"transxssm metrics 1\",\"first_step\":1,\"facts\":{\"z\":\"1\",\"a\":\"2\"}}\n";
+  std::ofstream(jsonl()) << header << "{\"step\":1,\"z\":1,\"a\":2}\n";
+  const MetricsHistory history = read_metrics(jsonl());
+  EXPECT_EQ(history.facts, (RunFacts{{"z", "1"}, {"a", "2"}}));
+  ASSERT_EQ(history.series.size(), 2u);
+  EXPECT_EQ(history.series[0].first, "z");
+  std::ofstream(jsonl()) << header << "{\"step\":1,\"\\u001b[31m\":\"text\"}\n";
+  try {
+    read_metrics(jsonl());
+    FAIL();
+  } catch (const DataError& error) {
+    EXPECT_EQ(error.what(), jsonl() + ":2: text is no value of \"\\x1b[31m\"");
+  }
+}
+
 TEST_F(MetricsTest, RefusesWhatIsNoMetricsFile) {
   EXPECT_THROW(read_metrics(jsonl()), DataError);
   const auto refused = [&](const std::string& text) {
@@ -143,6 +160,13 @@ TEST_F(MetricsTest, RefusesWhatIsNoMetricsFile) {
   refused(header + "{\"train/loss\":1}\n");
   refused(header + "{\"step\":1,\"train/loss\":\"x\"}\n");
   refused(header + "[1]\n");
+  refused(header + "{\"step\":1,\"train/loss\":[1]}\n");
+  refused(header + "{\"step\":1.5,\"train/loss\":1}\n");
+  refused(header + "{\"step\":1,\"train/loss\":1e999}\n");
+  refused(header + "{\"step\":1,\"train/loss\":1,\"train/loss\":2}\n");
+  refused("{\"format\":\"transxssm metrics 1\",\"first_step\":1,\"facts\":{\"a\":\"b\",\"a\":\"c\"}}\n");
+  refused("{\"format\":\"transxssm metrics 1\",\"facts\":{}}\n");
+  refused(header + std::string((1 << 20) + 1, ' '));
   std::ofstream(jsonl(), std::ios::trunc) << header;
   EXPECT_TRUE(read_metrics(jsonl()).series.empty());
 }
