@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 namespace {
@@ -35,7 +36,7 @@ Schedule one_stage_a_rank(int p, int m) {
 }
 
 [[noreturn]] void parse_failed(int line, std::string_view word, std::string_view expected) {
-  throw UsageError("Schedule, line {}: '{}' is not {}.", line, word, expected);
+  throw UsageError("Schedule, line {}: '{}' is not {}.", line, printable(word, 60), expected);
 }
 
 int parse_number(int line, std::string_view word, std::string_view digits) {
@@ -124,29 +125,34 @@ Schedule parse_schedule(std::string_view text) {
   Schedule schedule;
   std::istringstream lines{std::string(text)};
   std::string line;
-  for (int number = 1; std::getline(lines, line); ++number) {
+  int number = 0;
+  for (; std::getline(lines, line); ++number) {
     std::istringstream words(line);
     std::string word;
-    if (!(words >> word)) continue;
-    if (number == 1) {
-      if (word != "microbatches") parse_failed(number, word, "the word 'microbatches'");
-      if (!(words >> word)) parse_failed(number, line, "'microbatches' and their number");
-      schedule.num_microbatches = parse_number(number, word, word);
-      if (words >> word) {
-        if (word != "forward_only") parse_failed(number, word, "the word 'forward_only'");
-        schedule.forward_only = true;
-      }
-    } else if (number == 2) {
-      if (word != "stage_ranks") parse_failed(number, word, "the word 'stage_ranks'");
-      while (words >> word) schedule.stage_ranks.push_back(parse_number(number, word, word));
+    if (!(words >> word)) {
+      if (number < 2) parse_failed(number + 1, line, "a line of the header");
+      continue;
+    }
+    const auto next = [&] { return static_cast<bool>(words >> word); };
+    if (number == 0) {
+      if (word != "microbatches") parse_failed(1, word, "the word 'microbatches'");
+      if (!next()) parse_failed(1, line, "'microbatches' and their number");
+      schedule.num_microbatches = parse_number(1, word, word);
+      schedule.forward_only = next();
+      if (schedule.forward_only && word != "forward_only") parse_failed(1, word, "the word 'forward_only'");
+      if (schedule.forward_only && next()) parse_failed(1, word, "the end of the line");
+    } else if (number == 1) {
+      if (word != "stage_ranks") parse_failed(2, word, "the word 'stage_ranks'");
+      while (next()) schedule.stage_ranks.push_back(parse_number(2, word, word));
     } else {
       if (word != fmt::format("{}:", schedule.num_ranks())) {
-        parse_failed(number, word, fmt::format("'{}:', the next rank", schedule.num_ranks()));
+        parse_failed(number + 1, word, fmt::format("'{}:', the next rank", schedule.num_ranks()));
       }
       ActionList& list = schedule.ranks.emplace_back();
-      while (words >> word) list.push_back(parse_action(number, word));
+      while (next()) list.push_back(parse_action(number + 1, word));
     }
   }
+  if (number < 2) parse_failed(number + 1, "", "one of the two lines of the header");
   return schedule;
 }
 

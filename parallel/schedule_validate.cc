@@ -1,5 +1,8 @@
 #include <algorithm>
 #include <map>
+#include <numeric>
+#include <set>
+#include <unordered_map>
 #include <utility>
 
 #include "parallel/schedule.h"
@@ -31,6 +34,7 @@ bool is_receive(ActionKind kind) {
 
 constexpr int kNumKinds = 9;
 constexpr int64_t kMaxCells = 10'000'000;  // a schedule's text may name any numbers: bounds the memory used
+constexpr size_t kFewCells = 10'000;
 
 class Validator {
  public:
@@ -39,6 +43,7 @@ class Validator {
 
   ScheduleReport run() {
     check_shape();
+    check_enough_actions();
     index_actions();
     check_complete();
     check_order();
@@ -94,6 +99,16 @@ class Validator {
     };
     needs_all_stages(costs_.stages.size(), "costs");
     needs_all_stages(limits_.stages.size(), "bytes");
+  }
+
+  // A text of a few words may name millions of cells: memory is taken for a schedule that can be complete.
+  void check_enough_actions() const {
+    size_t count = 0;
+    for (const ActionList& actions : schedule_.ranks) count += actions.size();
+    const auto cells = static_cast<size_t>(m_) * schedule_.stage_ranks.size();
+    if (cells > kFewCells && count < cells) {
+      invalid("it has {} actions for {} microbatches x {} stages", count, m_, schedule_.num_stages());
+    }
   }
 
   void index_actions() {
@@ -290,27 +305,33 @@ class Validator {
     std::vector<double> clock(n, 0);
     std::vector<double> ended(places_.size(), -1);
     double work = 0;
-    for (bool progress = true; progress;) {
-      progress = false;
-      for (size_t r = 0; r < n; ++r) {
-        for (; next[r] < schedule_.ranks[r].size(); ++next[r]) {
-          const Action& action = schedule_.ranks[r][next[r]];
-          Action deps[2];
-          const int count = dependencies(action, deps);
-          double start = clock[r];
-          bool ready = true;
-          for (int i = 0; i < count; ++i) {
-            const double end = ended[index(deps[i])];
-            ready = ready && end >= 0;
-            const bool travels = rank_of(deps[i].stage) != rank_of(action.stage) && !is_receive(deps[i].kind);
-            start = std::max(start, end + (travels ? costs_.hop : 0));
-          }
-          if (!ready) break;
-          clock[r] = start + cost(action);
-          work += cost(action);
-          ended[index(action)] = clock[r];
-          progress = true;
+    // Each rank goes on until it waits, and comes again once what it waits for has ended.
+    std::vector<size_t> runnable(n);
+    std::iota(runnable.rbegin(), runnable.rend(), size_t{0});
+    std::unordered_multimap<size_t, size_t> waiting;  // index of an action -> rank
+    while (!runnable.empty()) {
+      const size_t r = runnable.back();
+      runnable.pop_back();
+      for (; next[r] < schedule_.ranks[r].size(); ++next[r]) {
+        const Action& action = schedule_.ranks[r][next[r]];
+        Action deps[2];
+        const int count = dependencies(action, deps);
+        double start = clock[r];
+        bool ready = true;
+        for (int i = 0; i < count && ready; ++i) {
+          const double end = ended[index(deps[i])];
+          ready = end >= 0;
+          if (!ready) waiting.emplace(index(deps[i]), r);
+          const bool travels = rank_of(deps[i].stage) != rank_of(action.stage) && !is_receive(deps[i].kind);
+          start = std::max(start, end + (travels ? costs_.hop : 0));
         }
+        if (!ready) break;
+        clock[r] = start + cost(action);
+        work += cost(action);
+        ended[index(action)] = clock[r];
+        const auto [first, last] = waiting.equal_range(index(action));
+        for (auto at = first; at != last; ++at) runnable.push_back(at->second);
+        waiting.erase(first, last);
       }
     }
     for (size_t r = 0; r < n; ++r) {
@@ -324,7 +345,7 @@ class Validator {
   [[noreturn]] void report_deadlock(const std::vector<size_t>& next, const std::vector<double>& ended,
                                     int rank) const {
     std::vector<std::pair<int, std::string>> path;
-    while (std::none_of(path.begin(), path.end(), [&](const auto& step) { return step.first == rank; })) {
+    for (std::set<int> seen; seen.insert(rank).second;) {
       const Action& action = list(rank)[next[static_cast<size_t>(rank)]];
       Action deps[2];
       const int count = dependencies(action, deps);
@@ -334,12 +355,14 @@ class Validator {
       rank = rank_of(missing.stage);
       if (!has(missing)) break;
     }
+    constexpr int kShown = 16;
     std::string cycle;
-    bool inside = false;
+    int length = 0;
     for (const auto& [at, step] : path) {
-      inside = inside || at == rank;
-      if (inside) cycle += fmt::format("{}{}", cycle.empty() ? "" : "; ", step);
+      if (length == 0 && at != rank) continue;
+      if (++length <= kShown) cycle += fmt::format("{}{}", cycle.empty() ? "" : "; ", step);
     }
+    if (length > kShown) cycle += fmt::format("; and {} more", length - kShown);
     invalid("it deadlocks: {}", cycle.empty() ? path.back().second : cycle);
   }
 
