@@ -12,6 +12,7 @@
 #include "launch/device.h"
 #include "launch/nearest.h"
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 
@@ -46,8 +47,8 @@ void check_rule(ConfigReader& reader, const Message& message, const FieldDescrip
     const std::string value = message.GetReflection()->GetString(message, &field);
     const std::vector<std::string> choices(rule.choices().begin(), rule.choices().end());
     if (!choices.empty() && std::find(choices.begin(), choices.end(), value) == choices.end())
-      reader.add_mistake(path, fmt::format("\"{}\" is not known; legal values are {}{}", value, join(choices),
-                                           did_you_mean(value, choices)));
+      reader.add_mistake(path, fmt::format("\"{}\" is not known; legal values are {}{}", printable(value),
+                                           join(choices), did_you_mean(value, choices)));
     if (rule.required() && value.empty()) reader.add_mistake(path, "is empty");
     return;
   }
@@ -154,8 +155,8 @@ void check_device(ConfigReader& reader, const TrainConfig& config) {
   const std::string& device = config.parallel().device();
   if (!reader.has_mistake("parallel.device") && !is_device_choice(device))
     reader.add_mistake("parallel.device",
-                       fmt::format("\"{}\" is not known; legal values are auto, cpu, cuda, cuda:N{}", device,
-                                   did_you_mean(device, {"auto", "cpu", "cuda"})));
+                       fmt::format("\"{}\" is not known; legal values are auto, cpu, cuda, cuda:N{}",
+                                   printable(device), did_you_mean(device, {"auto", "cpu", "cuda"})));
 }
 
 void resolve_mesh(ConfigReader& reader, TrainConfig& config, int world_size) {
@@ -232,7 +233,9 @@ TrainConfig parse_config(const std::string& text, const std::string& name,
   const std::vector<std::string>& mistakes = reader.mistakes();
   if (mistakes.size() == 1) throw UsageError("{}", mistakes[0]);
   if (!mistakes.empty())
-    throw UsageError("{} mistakes in the configuration:\n  {}", mistakes.size(), fmt::join(mistakes, "\n  "));
+    throw UsageError("{}{} mistakes in the configuration:\n  {}",
+                     mistakes.size() == ConfigReader::kMaxMistakes ? "at least " : "", mistakes.size(),
+                     fmt::join(mistakes, "\n  "));
   return config;
 }
 

@@ -1,7 +1,6 @@
 #include "launch/config_reader.h"
 
 #include <fmt/format.h>
-#include <google/protobuf/io/tokenizer.h>
 
 #include <algorithm>
 #include <charconv>
@@ -10,6 +9,9 @@
 #include <optional>
 
 #include "launch/nearest.h"
+#include "runtime/data/utf8.h"
+#include "runtime/json.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 
@@ -35,25 +37,45 @@ std::string element_path(const std::string& path, int index) {
   return fmt::format("{}[{}]", path, index);
 }
 
+// Digits with a zero before them: eight is 010 to protobuf, ten to people.
+bool may_be_octal(std::string_view text) {
+  if (text.starts_with("-")) text.remove_prefix(1);
+  return text.size() > 1 && text[0] == '0' && text.find_first_not_of("0123456789") == text.npos;
+}
+
 template <class Integer>
-std::optional<Integer> parse_integer(const std::string& text) {
+std::optional<Integer> parse_integer(std::string_view text) {
+  if (may_be_octal(text)) return std::nullopt;
+  const bool negative = text.starts_with("-");
+  std::string digits(text.substr(negative ? 1 : 0));
+  const bool hexadecimal = digits.starts_with("0x") || digits.starts_with("0X");
+  if (hexadecimal) digits.erase(0, 2);
+  if (digits.starts_with("-")) return std::nullopt;  // which from_chars would take
+  if (negative) digits.insert(digits.begin(), '-');
   Integer value = 0;
-  int base = 10;
-  const char* begin = text.data();
-  if (text.starts_with("0x") || text.starts_with("0X")) {
-    begin += 2;
-    base = 16;
-  }
-  const auto [end, error] = std::from_chars(begin, text.data() + text.size(), value, base);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  const char* last = digits.data() + digits.size();
+  const auto [end, error] = std::from_chars(digits.data(), last, value, hexadecimal ? 16 : 10);
+  if (error != std::errc() || end != last) return std::nullopt;
   return value;
 }
 
-std::optional<double> parse_double(const std::string& text) {
+std::optional<double> parse_double(std::string_view text) {
+  if (may_be_octal(text)) return std::nullopt;
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
   return value;
+}
+
+// Strings of a configuration are words and paths: text without control characters.
+bool is_plain_text(std::string_view text) {
+  if (valid_utf8_prefix(text) != text.size()) return false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto c = static_cast<unsigned char>(text[i]);
+    if (c < 0x20 || c == 0x7F) return false;
+    if (c == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0) return false;  // U+0080 to U+009F
+  }
+  return true;
 }
 
 std::optional<bool> parse_bool(const std::string& text) {
@@ -64,16 +86,24 @@ std::optional<bool> parse_bool(const std::string& text) {
 
 }  // namespace
 
+void ConfigReader::note(const std::string& mistake) {
+  if (!is_full()) mistakes_.push_back(mistake);
+}
+
 void ConfigReader::add_mistake(const std::string& path, const std::string& what) {
+  if (is_full()) return;
   const auto place = places_.find(path);
-  mistakes_.push_back(fmt::format("{}: {}: {}", place == places_.end() ? name_ : place->second, path, what));
-  mistaken_paths_.push_back(path);
+  note(fmt::format("{}: {}: {}", place == places_.end() ? name_ : place->second, printable(path), what));
+  mistaken_paths_.insert(path);
 }
 
 bool ConfigReader::has_mistake(const std::string& path) const {
-  return std::any_of(mistaken_paths_.begin(), mistaken_paths_.end(), [&](const std::string& mistaken) {
-    return mistaken == path || mistaken.starts_with(path + ".") || mistaken.starts_with(path + "[");
-  });
+  if (mistaken_paths_.contains(path)) return true;
+  for (const char* inside : {".", "["}) {
+    const auto next = mistaken_paths_.lower_bound(path + inside);
+    if (next != mistaken_paths_.end() && next->starts_with(path + inside)) return true;
+  }
+  return false;
 }
 
 const FieldDescriptor* ConfigReader::find_field(const Message& message, const std::string& name,
@@ -96,13 +126,16 @@ void ConfigReader::set_scalar(Message& message, const FieldDescriptor& field, co
                                                                            Integer) const) {
     const std::optional<Integer> parsed = number ? parse_integer<Integer>(value.text) : std::nullopt;
     if (parsed) return (reflection.*set)(&message, &field, *parsed);
+    if (number && may_be_octal(value.text))
+      return add_mistake(path, fmt::format("{} begins with a zero, as octal numbers do; leave it out",
+                                           printable(value.text)));
     const bool negative = value.text.starts_with("-");
     const bool digits = value.text.find_first_not_of("0123456789", negative ? 1 : 0) == std::string::npos;
     if (number && digits && value.text.size() > (negative ? 1 : 0))
       return add_mistake(
-          path, fmt::format("{} is out of range{}", value.text,
+          path, fmt::format("{} is out of range{}", printable(value.text),
                             negative && std::is_unsigned_v<Integer> ? "; the nearest legal value is 0" : ""));
-    add_mistake(path, fmt::format("\"{}\" is not a whole number", value.text));
+    add_mistake(path, fmt::format("\"{}\" is not a whole number", printable(value.text)));
   };
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_INT32:
@@ -114,19 +147,23 @@ void ConfigReader::set_scalar(Message& message, const FieldDescriptor& field, co
     case FieldDescriptor::CPPTYPE_DOUBLE: {
       const std::optional<double> parsed =
           value.kind != Kind::string ? parse_double(value.text) : std::nullopt;
-      if (!parsed) return add_mistake(path, fmt::format("\"{}\" is not a number", value.text));
+      if (!parsed) return add_mistake(path, fmt::format("\"{}\" is not a number", printable(value.text)));
       if (!std::isfinite(*parsed))
         return add_mistake(path, fmt::format("{} is not a finite number", value.text));
       return reflection.SetDouble(&message, &field, *parsed);
     }
     case FieldDescriptor::CPPTYPE_BOOL: {
       const std::optional<bool> parsed = value.kind != Kind::string ? parse_bool(value.text) : std::nullopt;
-      if (!parsed) return add_mistake(path, fmt::format("\"{}\" is neither true nor false", value.text));
+      if (!parsed)
+        return add_mistake(path, fmt::format("\"{}\" is neither true nor false", printable(value.text)));
       return reflection.SetBool(&message, &field, *parsed);
     }
     case FieldDescriptor::CPPTYPE_STRING:
       if (value.kind == Kind::number || value.kind == Kind::word)
-        return add_mistake(path, fmt::format("{0} is not a string; write \"{0}\"", value.text));
+        return add_mistake(path, fmt::format("{0} is not a string; write \"{0}\"", printable(value.text)));
+      if (!is_plain_text(value.text))
+        return add_mistake(
+            path, fmt::format("\"{}\" is not UTF-8 without control characters", printable(value.text)));
       return reflection.SetString(&message, &field, value.text);
     default:
       return add_mistake(path, "cannot be set from text");
@@ -158,12 +195,12 @@ void ConfigReader::set_list_from_text(Message& message, const FieldDescriptor& f
 }
 
 void ConfigReader::read_override(const std::string& assignment) {
-  place_ = "--set " + assignment;
+  place_ = "--set " + printable(assignment);
   const size_t equals = assignment.find('=');
   const std::string full_path = assignment.substr(0, equals);
   places_[full_path] = place_;
   if (equals == std::string::npos)
-    return add_mistake(full_path, "has no value; write --set " + full_path + "=VALUE");
+    return add_mistake(full_path, "has no value; write --set " + printable(full_path) + "=VALUE");
   const std::string value = assignment.substr(equals + 1);
 
   Message* message = &root_;
@@ -174,7 +211,8 @@ void ConfigReader::read_override(const std::string& assignment) {
     std::optional<int> index;
     if (const size_t bracket = name.find('['); bracket != std::string::npos && name.back() == ']') {
       index = parse_integer<int>(name.substr(bracket + 1, name.size() - bracket - 2));
-      if (!index) return add_mistake(full_path, fmt::format("{} has no whole number in its brackets", name));
+      if (!index)
+        return add_mistake(full_path, fmt::format("{} has no whole number in its brackets", printable(name)));
       name.resize(bracket);
     }
     const bool last = end == full_path.size();
@@ -210,34 +248,23 @@ void ConfigReader::read_override(const std::string& assignment) {
 
 bool ConfigReader::read_json(const std::string& text) {
   place_ = name_;
-  json root;
-  try {
-    root = json::parse(text, [](int depth, json::parse_event_t, json&) {
-      if (depth > 16) throw std::runtime_error("nested more than 16 deep");
-      return true;
-    });
-  } catch (const json::parse_error& error) {
-    const size_t byte = std::min(error.byte > 0 ? error.byte - 1 : 0, text.size());
-    const size_t line_begin = byte == 0 ? 0 : text.rfind('\n', byte - 1) + 1;
-    mistakes_.push_back(
-        fmt::format("{}:{}:{}: JSON does not parse here", name_,
-                    1 + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(byte), '\n'),
-                    byte - line_begin + 1));
-    return false;
-  } catch (const std::runtime_error& error) {
-    mistakes_.push_back(fmt::format("{}: JSON is {}", name_, error.what()));
+  const JsonText root = parse_json(without_byte_order_mark(text), {.max_depth = 16});
+  if (!root.problem.empty()) {
+    const std::string place = root.line == 0 ? "" : fmt::format(":{}:{}", root.line, root.column);
+    note(fmt::format("{}{}: {}", name_, place, root.problem));
     return false;
   }
-  if (!root.is_object()) {
-    mistakes_.push_back(name_ + ": JSON is not an object");
+  if (!root.value.is_object()) {
+    note(name_ + ": JSON is not an object");
     return false;
   }
-  read_json_object(&root, root_, "");
-  return true;
+  read_json_object(&root.value, root_, "");
+  return !is_full();
 }
 
 void ConfigReader::read_json_object(const void* object, Message& message, const std::string& path) {
   for (const auto& [name, value] : static_cast<const json*>(object)->items()) {
+    if (is_full()) return;
     const std::string child = child_path(path, name);
     const FieldDescriptor* field = find_field(message, name, child);
     if (field == nullptr) continue;
@@ -265,6 +292,10 @@ void ConfigReader::read_json_value(const void* value, Message& message, const Fi
   }
   const Kind kind = v.is_string() ? Kind::string : v.is_number() ? Kind::number : Kind::word;
   set_scalar(message, field, path, {kind, v.is_string() ? v.get<std::string>() : v.dump()});
+}
+
+std::string_view without_byte_order_mark(std::string_view text) {
+  return text.starts_with("\xEF\xBB\xBF") ? text.substr(3) : text;
 }
 
 }  // namespace transxssm

@@ -6,14 +6,16 @@
 #include <google/protobuf/message.h>
 
 #include <map>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace transxssm {
 
 class ConfigReader {
  public:
-  // Fills `root`. `name` is the file in messages.
+  // Fills `root`. `name` is the file in messages. A byte order mark before a text is skipped.
   ConfigReader(google::protobuf::Message& root, std::string name) : root_(root), name_(std::move(name)) {}
 
   // False where the structure is broken, so that what follows was not read.
@@ -28,7 +30,9 @@ class ConfigReader {
   // Notes a mistake at the place where `path` was set, or at the whole file.
   void add_mistake(const std::string& path, const std::string& what);
   bool has_mistake(const std::string& path) const;  // at the path or inside it
+  // The first kMaxMistakes of them: nobody reads more, and reading stops there.
   const std::vector<std::string>& mistakes() const { return mistakes_; }
+  static constexpr size_t kMaxMistakes = 100;
 
  private:
   friend class TextprotoReader;
@@ -38,6 +42,8 @@ class ConfigReader {
     std::string text;
   };
 
+  void note(const std::string& mistake);
+  bool is_full() const { return mistakes_.size() >= kMaxMistakes; }
   void set_scalar(google::protobuf::Message& message, const google::protobuf::FieldDescriptor& field,
                   const std::string& path, const Scalar& value);
   void read_json_object(const void* object, google::protobuf::Message& message, const std::string& path);
@@ -53,7 +59,10 @@ class ConfigReader {
   std::string place_;                          // where the field being read stands: "file:3:9"
   std::map<std::string, std::string> places_;  // path -> place
   std::vector<std::string> mistakes_;
-  std::vector<std::string> mistaken_paths_;
+  std::set<std::string> mistaken_paths_;
 };
+
+// `text` without the byte order mark that editors put before it.
+std::string_view without_byte_order_mark(std::string_view text);
 
 }  // namespace transxssm

@@ -4,6 +4,7 @@
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 
 #include "launch/config_reader.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 
@@ -15,7 +16,10 @@ using google::protobuf::io::Tokenizer;
 class TextprotoReader : public google::protobuf::io::ErrorCollector {
  public:
   TextprotoReader(ConfigReader& reader, const std::string& text)
-      : reader_(reader), input_(text.data(), static_cast<int>(text.size())), tokens_(&input_, this) {
+      : reader_(reader),
+        text_(without_byte_order_mark(text)),
+        input_(text_.data(), static_cast<int>(text_.size())),
+        tokens_(&input_, this) {
     tokens_.set_comment_style(Tokenizer::SH_COMMENT_STYLE);
     tokens_.set_require_space_after_number(false);
   }
@@ -50,13 +54,13 @@ class TextprotoReader : public google::protobuf::io::ErrorCollector {
 
   // From the tokenizer: a string without an end, a control character.
   void AddError(int line, int column, const std::string& message) override {
-    reader_.mistakes_.push_back(fmt::format("{}: {}", place(line, column), message));
+    reader_.note(fmt::format("{}: {}", place(line, column), message));
   }
 
   [[noreturn]] void give_up(const std::string& expected) {
     const bool end = tokens_.current().type == Tokenizer::TYPE_END;
-    reader_.mistakes_.push_back(fmt::format("{}: expected {}, found {}", place(), expected,
-                                            end ? "the end of the file" : "\"" + token() + "\""));
+    reader_.note(fmt::format("{}: expected {}, found {}", place(), expected,
+                             end ? "the end of the file" : fmt::format("\"{}\"", printable(token()))));
     throw GiveUp();
   }
 
@@ -64,6 +68,7 @@ class TextprotoReader : public google::protobuf::io::ErrorCollector {
   void fields(Message& message, const std::string& path, const char* close, int depth) {
     if (depth > kMaxDepth) give_up(fmt::format("at most {} levels", kMaxDepth));
     while (true) {
+      if (reader_.is_full()) throw GiveUp();
       if (*close != '\0' && take(close)) return;
       if (tokens_.current().type == Tokenizer::TYPE_END) {
         if (*close == '\0') return;
@@ -92,6 +97,7 @@ class TextprotoReader : public google::protobuf::io::ErrorCollector {
     }
     if (descriptor->is_repeated() && take("[")) {
       while (!take("]")) {
+        if (reader_.is_full()) throw GiveUp();
         value(message, *descriptor, child, colon, depth);
         if (!take(",") && !at("]")) give_up(fmt::format("\",\" or \"]\" in {}", child));
       }
@@ -135,6 +141,7 @@ class TextprotoReader : public google::protobuf::io::ErrorCollector {
       case Tokenizer::TYPE_IDENTIFIER:
         break;
       case Tokenizer::TYPE_STRING:
+        if (!sign.empty()) give_up("a number after \"-\"");
         result = {ConfigReader::Kind::string, ""};
         for (; tokens_.current().type == Tokenizer::TYPE_STRING; tokens_.Next())  // neighbours are joined
           Tokenizer::ParseStringAppend(token(), &result.text);
@@ -164,6 +171,7 @@ class TextprotoReader : public google::protobuf::io::ErrorCollector {
     }
     while (!take(close)) {
       if (tokens_.current().type == Tokenizer::TYPE_END) give_up(fmt::format("\"{}\"", close));
+      if (reader_.is_full()) throw GiveUp();
       if (at("{") || at("<") || at("[")) {
         skip_value(true, depth + 1);
       } else {
@@ -173,6 +181,7 @@ class TextprotoReader : public google::protobuf::io::ErrorCollector {
   }
 
   ConfigReader& reader_;
+  std::string_view text_;
   google::protobuf::io::ArrayInputStream input_;
   Tokenizer tokens_;
 };

@@ -28,6 +28,8 @@ std::string nearest_name(std::string_view name, const std::vector<std::string>& 
   int best_distance = 2;
   ptrdiff_t best_prefix = -1;
   for (const std::string& candidate : candidates) {
+    // No nearer than their lengths: the table is not made for a name of a megabyte.
+    if (std::max(name.size(), candidate.size()) - std::min(name.size(), candidate.size()) > 2) continue;
     const int distance = edit_distance(name, candidate);
     const ptrdiff_t prefix =
         std::mismatch(name.begin(), name.end(), candidate.begin(), candidate.end()).first - name.begin();
