@@ -5,9 +5,10 @@ set -euo pipefail
 
 usage() {
   cat <<'EOF'
-Usage: launch/install-deps.sh [--quickstart] [--interop] [--print]
+Usage: launch/install-deps.sh [--quickstart] [--interop] [--fuzz] [--print]
   --quickstart  also the text that launch/quickstart.sh trains on, and not what only the format check needs
   --interop     also what tests/run.sh --interop needs
+  --fuzz        also what tests/fuzz/run.sh needs
   --print       lists the packages and installs nothing
 EOF
 }
@@ -25,11 +26,12 @@ packages=(
 )
 format_check=(clang-format)
 
-print=false
+print=false fuzz=false
 for argument in "$@"; do
   case $argument in
     --quickstart) packages+=(dict-gcide) format_check=() ;;
     --interop) packages+=(python3-venv dict-gcide) ;;
+    --fuzz) packages+=(clang llvm) fuzz=true ;;
     --print) print=true ;;
     --help | -h) usage; exit 0 ;;
     *) echo "install-deps.sh: unknown option $argument" >&2; usage >&2; exit 2 ;;
@@ -47,6 +49,9 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   printf '  %s\n' "${packages[@]}" >&2
   exit 1
 fi
+
+# The runtime of libFuzzer is a package of its own on Debian, and part of clang on Ubuntu 22.04.
+if $fuzz && apt-cache show libclang-rt-dev >/dev/null 2>&1; then packages+=(libclang-rt-dev); fi
 
 missing=()
 for package in "${packages[@]}"; do
