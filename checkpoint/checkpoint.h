@@ -40,15 +40,28 @@ struct SavedMesh {
   bool operator==(const SavedMesh&) const = default;
 };
 
+// The learning rate as a function of the tokens consumed, as it was settled at the first start.
+struct SavedSchedule {
+  std::string kind;  // a name of the program's; empty: not saved
+  double peak = 0;
+  double min_fraction = 0;
+  int64_t warmup_tokens = 0;
+  int64_t end_tokens = 0;
+  int64_t unit = 1;
+  bool operator==(const SavedSchedule&) const = default;
+};
+
 // What a run needs besides tensors to go on. The random numbers' state is the seed (runtime/rng.h), the
-// data's is consumed_samples.
+// data's is consumed_samples, the learning rate's is consumed_tokens.
 struct TrainState {
-  int64_t step = 0;  // finished optimizer steps, < 10^9
+  int64_t step = 0;     // finished steps, < 10^9
+  int64_t updates = 0;  // of the weights
   int64_t consumed_samples = 0;
   int64_t consumed_tokens = 0;
   uint64_t seed = 0;
-  double learning_rate = 0;  // of the last finished step, for inspection: schedules are functions of the step
+  double learning_rate = 0;  // of the last finished step
   double loss = 0;           // of the last finished step, for inspection
+  SavedSchedule schedule;
   std::string data_digest;
   std::string tokenizer_digest;
   SavedMesh mesh;

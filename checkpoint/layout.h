@@ -9,6 +9,7 @@
 namespace transxssm {
 
 inline constexpr int64_t kMaxStep = 999'999'999;
+inline constexpr int64_t kMaxTokens = 1'000'000'000'000'000'000;  // and rows, of a run
 inline constexpr int kMaxShards = 100'000;
 inline constexpr int64_t kChunkBytes = int64_t{4} << 20;  // of one checksum, in files written
 inline constexpr int64_t kDataAlignment = 4096;           // of the first tensor in a data file

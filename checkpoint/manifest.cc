@@ -1,6 +1,7 @@
 #include "checkpoint/manifest.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "checkpoint/layout.h"
@@ -132,6 +133,26 @@ void write_state(const TrainState& state, txc1::RunState* out) {
   out->mutable_mesh()->set_cp(static_cast<uint32_t>(state.mesh.cp));
   out->set_run_uuid(state.run_uuid);
   out->set_wall_time_ns(state.wall_time_ns);
+  out->set_updates(state.updates);
+  if (state.schedule.kind.empty()) return;
+  txc1::Schedule* schedule = out->mutable_schedule();
+  schedule->set_kind(state.schedule.kind);
+  schedule->set_peak(state.schedule.peak);
+  schedule->set_min_fraction(state.schedule.min_fraction);
+  schedule->set_warmup_tokens(state.schedule.warmup_tokens);
+  schedule->set_end_tokens(state.schedule.end_tokens);
+  schedule->set_unit(state.schedule.unit);
+}
+
+SavedSchedule read_schedule(const txc1::Schedule& in, const std::string& file) {
+  const SavedSchedule schedule{in.kind(),          in.peak(),       in.min_fraction(),
+                               in.warmup_tokens(), in.end_tokens(), in.unit()};
+  const auto is_count = [](int64_t count) { return count >= 0 && count <= kMaxTokens; };
+  if (schedule.kind.empty() || schedule.kind.size() > 64 || !is_printable(schedule.kind) ||
+      !std::isfinite(schedule.peak) || !std::isfinite(schedule.min_fraction) || schedule.unit == 0 ||
+      !is_count(schedule.unit) || !is_count(schedule.warmup_tokens) || !is_count(schedule.end_tokens))
+    throw CheckpointError("{}: schedule is out of range", file);
+  return schedule;
 }
 
 TrainState read_state(const txc1::RunState& in, const std::string& file) {
@@ -159,9 +180,14 @@ TrainState read_state(const txc1::RunState& in, const std::string& file) {
   }
   if (state.step < 0 || state.step > kMaxStep)
     throw CheckpointError("{}: step {} is out of range", file, state.step);
-  if (state.consumed_samples < 0 || state.consumed_tokens < 0) {
-    throw CheckpointError("{}: consumed_samples or consumed_tokens is negative", file);
-  }
+  for (const int64_t count : {state.consumed_samples, state.consumed_tokens})
+    if (count < 0 || count > kMaxTokens)
+      throw CheckpointError("{}: consumed_samples or consumed_tokens is negative or too large: {}", file,
+                            count);
+  state.updates = in.updates() == 0 ? state.step : in.updates();
+  if (state.updates < 0 || state.updates > state.step)
+    throw CheckpointError("{}: {} updates in {} steps", file, state.updates, state.step);
+  if (in.has_schedule()) state.schedule = read_schedule(in.schedule(), file);
   return state;
 }
 

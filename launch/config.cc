@@ -4,13 +4,14 @@
 #include <google/protobuf/text_format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <fstream>
 
 #include "launch/config_reader.h"
 #include "launch/device.h"
 #include "launch/nearest.h"
+#include "launch/run_length.h"
+#include "launch/training_data.h"
 #include "runtime/error.h"
 #include "runtime/printable.h"
 
@@ -93,17 +94,25 @@ void apply_rules(ConfigReader& reader, Message& message, const std::string& path
   }
 }
 
-// Fills the section from its preset and checks it.
-void resolve_model(ConfigReader& reader, TrainConfig& config) {
-  ModelConfig model;
+// Runs `check`; what it throws, "path: what is wrong" below `section`, becomes a mistake. False where it
+// threw.
+template <class Check>
+bool add_complaint(ConfigReader& reader, const std::string& section, const Check& check) {
   try {
-    model = model_config(config);
+    check();
+    return true;
   } catch (const UsageError& error) {
     const std::string what = error.what();
     const size_t colon = what.find(": ");
-    reader.add_mistake("model." + what.substr(0, colon), what.substr(colon + 2));
-    return;
+    reader.add_mistake(section + what.substr(0, colon), what.substr(colon + 2));
+    return false;
   }
+}
+
+// Fills the section from its preset and checks it.
+void resolve_model(ConfigReader& reader, TrainConfig& config) {
+  ModelConfig model;
+  if (!add_complaint(reader, "model.", [&] { model = model_config(config); })) return;
   for (const std::string& problem : problems(model)) {
     const size_t colon = problem.find(": ");
     const std::string path = "model." + problem.substr(0, colon);
@@ -112,17 +121,15 @@ void resolve_model(ConfigReader& reader, TrainConfig& config) {
   google::protobuf::TextFormat::ParseFromString(to_text(model), config.mutable_model());
 }
 
-void resolve_schedule(ConfigReader& reader, TrainConfig& config) {
-  proto::ScheduleConfig& schedule = *config.mutable_schedule();
+void check_schedule(ConfigReader& reader, const TrainConfig& config) {
+  const proto::ScheduleConfig& schedule = config.schedule();
   if (reader.has_mistake("schedule.steps") || reader.has_mistake("schedule.tokens")) return;
   if (schedule.steps() > 0 && schedule.tokens() > 0) {
     reader.add_mistake("schedule.tokens", "is set beside schedule.steps; give one of the two");
   } else if (schedule.steps() == 0 && schedule.tokens() == 0) {
     reader.add_mistake("schedule.steps", "is missing; give schedule.steps or schedule.tokens");
-  } else if (schedule.tokens() > 0 && !reader.has_mistake("parallel.global_batch") &&
-             !reader.has_mistake("data.sequence_length")) {
-    schedule.set_steps((schedule.tokens() - 1) / tokens_per_step(config) + 1);
-    schedule.set_tokens(0);
+  } else if (!reader.has_mistake("parallel.global_batch") && !reader.has_mistake("data.sequence_length")) {
+    add_complaint(reader, "", [&] { steps_left(config); });
   }
 }
 
@@ -213,10 +220,8 @@ void resolve_mesh(ConfigReader& reader, TrainConfig& config, int world_size) {
                   below == 0 ? "" : std::to_string(below) + " and ", below + rows));
 }
 
-}  // namespace
-
-TrainConfig parse_config(const std::string& text, const std::string& name,
-                         const std::vector<std::string>& overrides, int world_size) {
+TrainConfig parse(const std::string& text, const std::string& name, const std::vector<std::string>& overrides,
+                  int world_size, bool look_for_files) {
   TrainConfig config;
   ConfigReader reader(config, name);
   const bool complete = name.ends_with(".json") ? reader.read_json(text) : reader.read_textproto(text);
@@ -225,10 +230,13 @@ TrainConfig parse_config(const std::string& text, const std::string& name,
     const bool fraction_given = config.data().validation_fraction() > 0;
     apply_rules(reader, config, "");
     resolve_model(reader, config);
-    resolve_schedule(reader, config);
+    check_schedule(reader, config);
     resolve_validation(reader, config, fraction_given);
     resolve_mesh(reader, config, world_size);
     check_device(reader, config);
+    // Files that are missing are told beside mistakes; alone, they are for those who open them.
+    if (look_for_files && !reader.mistakes().empty())
+      for (const auto& [field, what] : missing_files(config)) reader.add_mistake(field, what);
   }
   const std::vector<std::string>& mistakes = reader.mistakes();
   if (mistakes.size() == 1) throw UsageError("{}", mistakes[0]);
@@ -239,8 +247,15 @@ TrainConfig parse_config(const std::string& text, const std::string& name,
   return config;
 }
 
+}  // namespace
+
+TrainConfig parse_config(const std::string& text, const std::string& name,
+                         const std::vector<std::string>& overrides, int world_size) {
+  return parse(text, name, overrides, world_size, false);
+}
+
 TrainConfig load_config(const std::string& file, const std::vector<std::string>& overrides, int world_size) {
-  if (file.empty()) return parse_config("", "configuration", overrides, world_size);
+  if (file.empty()) return parse("", "configuration", overrides, world_size, true);
   std::ifstream stream(file, std::ios::binary);
   std::string text(kMaxConfigBytes + 1, '\0');
   if (!stream.read(text.data(), static_cast<std::streamsize>(text.size())) && !stream.eof())
@@ -248,7 +263,7 @@ TrainConfig load_config(const std::string& file, const std::vector<std::string>&
   text.resize(static_cast<size_t>(stream.gcount()));
   if (text.size() > kMaxConfigBytes)
     throw UsageError("configuration {} has more than {} bytes; is it the right file?", file, kMaxConfigBytes);
-  return parse_config(text, file, overrides, world_size);
+  return parse(text, file, overrides, world_size, true);
 }
 
 std::string to_text(const TrainConfig& config) {
@@ -261,11 +276,6 @@ ModelConfig model_config(const TrainConfig& config) {
   std::string text;
   google::protobuf::TextFormat::PrintToString(config.model(), &text);
   return model_config_from_text(text);
-}
-
-int64_t warmup_steps(const TrainConfig& config) {
-  const double steps = config.schedule().warmup_fraction() * static_cast<double>(config.schedule().steps());
-  return static_cast<int64_t>(std::ceil(steps - 1e-9));
 }
 
 int64_t tokens_per_step(const TrainConfig& config) {

@@ -29,8 +29,6 @@ std::string to_text(const TrainConfig& config);
 // The section `model`, for model/.
 ModelConfig model_config(const TrainConfig& config);
 
-int64_t warmup_steps(
-    const TrainConfig& config);  // of schedule.steps, at least one where the fraction is not 0
 int64_t tokens_per_step(const TrainConfig& config);   // global_batch * sequence_length
 int64_t num_microbatches(const TrainConfig& config);  // of one step on one replica
 

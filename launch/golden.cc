@@ -177,7 +177,7 @@ GoldenResult compute_golden(const GoldenFolder& golden, const TrainConfig& confi
   for (int64_t step = 0; step < golden.steps; ++step) {
     fill_batch(golden, step, trainer.first_row(), trainer.batch());
     const double rate = golden.trajectory ? golden.learning_rate[static_cast<size_t>(step)] : 0;
-    trainer.set_learning_rate({.kind = LearningRateKind::constant, .peak = rate, .num_steps = golden.steps});
+    trainer.set_learning_rate({.kind = LearningRateKind::constant, .peak = rate});
     StepResult r;
     try {
       r = trainer.step();

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "runtime/format.h"
+#include "launch/run_length.h"
 #include "parallel/local.h"
 #include "parallel/pipeline.h"
 
@@ -122,11 +123,11 @@ std::string to_text(const Plan& plan, const TrainConfig& config) {
         100 * stage.cost, format_bytes(m.total()), format_bytes(m.weights), format_bytes(m.gradients),
         format_bytes(m.optimizer), format_bytes(m.activations), format_bytes(m.buffers));
   }
-  text += fmt::format(
-      "run       {} steps = {} tokens; checkpoints of {} {}", config.schedule().steps(),
-      format_count(config.schedule().steps() * tokens_per_step(config)), format_bytes(plan.checkpoint_bytes),
-      config.checkpoint().every_steps() > 0 ? fmt::format("every {} steps", config.checkpoint().every_steps())
-                                            : std::string("at the end"));
+  text += fmt::format("run       {} steps = {} tokens; checkpoints of {} {}", steps_left(config),
+                      format_count(tokens_at_end(config)), format_bytes(plan.checkpoint_bytes),
+                      config.checkpoint().every_steps() > 0
+                          ? fmt::format("every {} steps", config.checkpoint().every_steps())
+                          : std::string("at the end"));
   return text;
 }
 

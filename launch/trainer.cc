@@ -14,18 +14,6 @@ int group_copies(const TrainConfig& config) {
   return Shard::of(model_config(config), config.parallel().tp(), 0).groups.num_copies;
 }
 
-LearningRateSchedule make_learning_rate(const TrainConfig& config) {
-  const auto& s = config.schedule();
-  const LearningRateKind kind = s.kind() == "constant" ? LearningRateKind::constant
-                                : s.kind() == "linear" ? LearningRateKind::linear
-                                                       : LearningRateKind::cosine;
-  return {.kind = kind,
-          .peak = config.optimizer().learning_rate(),
-          .min_fraction = s.min_lr_fraction(),
-          .warmup_steps = warmup_steps(config),
-          .num_steps = s.steps()};
-}
-
 }  // namespace
 
 Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
@@ -40,7 +28,7 @@ Trainer::Trainer(const TrainConfig& config, Communicator& world, Stream& stream)
           mesh_, pipeline_schedule(config),
           {config.parallel().microbatch_size(), config.data().sequence_length(), config.model().d_model()},
           network_.precision().residual, stream.device()),
-      learning_rate_(make_learning_rate(config)),
+      learning_rate_(settle_learning_rate(config)),
       feed_(stream, network_.config(), num_microbatches(config) * config.parallel().microbatch_size(),
             config.data().sequence_length()) {
   const int64_t rows = config.parallel().microbatch_size(), tokens = config.data().sequence_length();
@@ -90,7 +78,7 @@ StepResult Trainer::step() {
   result.valid_targets = count_valid_targets();
   if (result.valid_targets == 0)
     throw DataError("step {}: no token of the batch counts in the loss; documents of one token?",
-                    steps_done_ + 1);
+                    steps_done() + 1);
   upload_microbatches();
   work_->begin_training(microbatches_, 1.0 / static_cast<double>(result.valid_targets));
 
@@ -104,17 +92,20 @@ StepResult Trainer::step() {
     throw NumericsError(
         "step {}: the loss is {}; nothing was saved since the last checkpoint. Lower "
         "optimizer.learning_rate, or look at the rows of this step.",
-        steps_done_ + 1, result.loss);
+        steps_done() + 1, result.loss);
 
   const Span span(Activity::optimizer, "optimizer");
   result.gradient_norm = optimizer_->gradient_norm();
   if (!std::isfinite(result.gradient_norm))
-    throw NumericsError("step {}: the gradient norm is {} (loss {:.4f}); {}", steps_done_ + 1,
+    throw NumericsError("step {}: the gradient norm is {} (loss {:.4f}); {}", steps_done() + 1,
                         result.gradient_norm, result.loss, not_finite_gradients());
 
-  ++steps_done_;
-  result.learning_rate = learning_rate_.at(steps_done_);
-  optimizer_->update(result.learning_rate, result.gradient_norm, steps_done_);
+  ++consumed_.steps;
+  ++consumed_.updates;
+  consumed_.rows += config_.parallel().global_batch();
+  consumed_.tokens += tokens_per_step(config_);
+  result.learning_rate = learning_rate_.at(consumed_.tokens);
+  optimizer_->update(result.learning_rate, result.gradient_norm, consumed_.updates);
   return result;
 }
 

@@ -7,6 +7,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "launch/config.h"
+#include "launch/run_length.h"
 #include "launch/step_graphs.h"
 #include "model/accounting.h"
 #include "model/optimizer.h"
@@ -48,8 +49,10 @@ class Trainer {
   // Of the steps to come, in place of the configuration's.
   void set_learning_rate(const LearningRateSchedule& schedule) { learning_rate_ = schedule; }
 
-  int64_t steps_done() const { return steps_done_; }
-  void set_steps_done(int64_t steps) { steps_done_ = steps; }
+  // By all steps so far, those of earlier starts among them: where the data and the learning rate stand.
+  const Consumed& consumed() const { return consumed_; }
+  void set_consumed(const Consumed& consumed) { consumed_ = consumed; }
+  int64_t steps_done() const { return consumed_.steps; }
   // After a load into checkpoint_tensors().
   void weights_were_loaded() { network_.parameters().refresh_operands(stream_); }
   // Weights and moments as boxes of logical tensors; of the copies in the job one is the owner.
@@ -81,7 +84,7 @@ class Trainer {
   TokenFeed feed_;
   std::vector<TokenRows> microbatches_;
   std::unique_ptr<StepGraphs> graphs_;
-  int64_t steps_done_ = 0;
+  Consumed consumed_;
 };
 
 }  // namespace transxssm

@@ -1,5 +1,6 @@
 #include "launch/training_run.h"
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <system_error>
@@ -9,12 +10,8 @@
 #include "launch/progress.h"
 #include "launch/trace_file.h"
 #include "launch/trainer.h"
-#include "launch/training_data.h"
-#include "launch/validation.h"
+#include "launch/run_start.h"
 #include "launch/version.h"
-#include "runtime/crc32c.h"
-#include "runtime/data/sampler.h"
-#include "runtime/data/tokenizer.h"
 #include "runtime/format.h"
 #include "runtime/log.h"
 #include "runtime/metrics.h"
@@ -38,45 +35,66 @@ class TrainingRun {
               const TrainingRunOptions& options)
       : config_(config),
         world_(world),
+        stream_(stream),
         options_(options),
         files_(posix_file_system()),
         run_directory_(config.log().run_directory()),
         checkpoints_(run_directory_ + "/" + config.checkpoint().directory()),
-        data_(open_training_data(config)),
-        trainer_(config, world, stream) {}
+        inputs_(config),
+        seen_(names_of_checkpoints()),
+        start_(find_start(config, inputs_, world, files_, checkpoints_, options.resume)),
+        state_(start_.state) {}
 
   int run() {
+    if (nothing_is_left()) return static_cast<int>(ExitCode::ok);
+    options_.before_writing();
     prepare_directory();
-    open_validation();
-    resume();
-    if (world_.rank() == 0)
-      write_file_atomically(files_, run_directory_ + "/config.textproto", to_text(config_));
-    if (world_.rank() == 0) metrics_.emplace(run_directory_, trainer_.steps_done() + 1, facts());
+    trainer_.emplace(config_, world_, stream_);
+    trainer_->set_learning_rate(start_.plan.learning_rate);
+    if (start_.checkpoint) load(*start_.checkpoint);
+    if (world_.rank() == 0) {
+      write_file_atomically(files_, run_directory_ + "/config.textproto", start_.text.config_textproto);
+      metrics_.emplace(run_directory_, state_.step + 1, facts());
+    }
     tokens_at_start_ = state_.consumed_tokens;
-    last_log_ = start_ = Clock::now();
-    while (trainer_.steps_done() < config_.schedule().steps()) {
+    last_log_ = begin_ = Clock::now();
+    // A start that was stopped right after its save had no time for this.
+    if (start_.own && !start_.evaluated) validate_if_due();
+    while (!is_last()) {
       step();
-      const bool last = trainer_.steps_done() == config_.schedule().steps();
-      const AgreedSignal signal = options_.signal(world_, trainer_.steps_done());
-      if (signal.request == StopRequest::save_and_exit && !last) return stop_early(signal);
-      if (due(config_.checkpoint().every_steps()) || (signal.request == StopRequest::save_and_go_on && !last))
+      const AgreedSignal signal = options_.signal(world_, state_.step);
+      if (signal.request == StopRequest::save_and_exit && !is_last()) return stop_early(signal);
+      if (due(config_.checkpoint().every_steps()) ||
+          (signal.request == StopRequest::save_and_go_on && !is_last()))
         save(false);
-      if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
+      validate_if_due();
     }
     save(true);
     validate(config_.log().final_validation_rows());
     if (world_.rank() == 0) {
       report();
-      log_info("done: {} steps, {} tokens; checkpoint {}, report {}/report.html", trainer_.steps_done(),
+      log_info("done: {} steps, {} tokens; checkpoint {}, report {}/report.html", state_.step,
                format_count(state_.consumed_tokens), last_saved_, run_directory_);
     }
     return static_cast<int>(ExitCode::ok);
   }
 
  private:
-  bool due(int64_t every) const {
-    return every > 0 && trainer_.steps_done() % every == 0 &&
-           trainer_.steps_done() < config_.schedule().steps();
+  bool is_last() const { return state_.step >= start_.plan.last_step; }
+  bool due(int64_t every) const { return every > 0 && state_.step % every == 0 && !is_last(); }
+  void validate_if_due() {
+    if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
+  }
+
+  // A run that is done, and started again, is left as it is.
+  bool nothing_is_left() const {
+    if (!start_.own || !is_last() || !(start_.evaluated || inputs_.validation.empty())) return false;
+    if (world_.rank() == 0)
+      log_info(
+          "done already: {} steps, {} tokens; checkpoint {}. More of schedule.steps or schedule.tokens goes "
+          "on.",
+          state_.step, format_count(state_.consumed_tokens), start_.checkpoint->path);
+    return true;
   }
 
   // Everything that can be wrong with the run directory is found before step 1.
@@ -84,6 +102,8 @@ class TrainingRun {
     if (world_.rank() == 0) {
       try {
         create_directories(files_, checkpoints_);
+        if (names_of_checkpoints() != seen_)
+          throw UsageError("another job has just saved in {}: start again", checkpoints_);
         remove_leftovers(files_, checkpoints_);
       } catch (const std::system_error& error) {
         throw CheckpointSaveError("checkpoints cannot be kept in {}: {}", checkpoints_, error.what());
@@ -92,117 +112,62 @@ class TrainingRun {
     check_writable(world_, files_, checkpoints_, 2 * make_plan(config_).checkpoint_bytes);
   }
 
-  void open_validation() {
-    std::optional<Tokenizer> tokenizer;
-    const std::string& file = config_.data().tokenizer();
-    if (!file.empty()) {
-      tokenizer.emplace(Tokenizer::load(file));
-      if (tokenizer->vocab_size() > config_.model().vocab_size())
-        throw UsageError(
-            "data.tokenizer {} has {} tokens, but model.vocab_size is {}: set it to at least that", file,
-            tokenizer->vocab_size(), config_.model().vocab_size());
-      text_.tokenizer_json = tokenizer->to_json();
+  // To see whether a job that held the run's lock until now has changed what this start was planned from.
+  std::vector<std::string> names_of_checkpoints() const {
+    if (world_.rank() != 0 || !files_.is_directory(checkpoints_)) return {};
+    std::vector<std::string> names = files_.list(checkpoints_);
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  void load(const LoadedCheckpoint& checkpoint) {
+    load_checkpoint(world_, files_, checkpoint.path, trainer_->checkpoint_tensors());
+    trainer_->weights_were_loaded();
+    trainer_->set_consumed(start_.plan.consumed);
+    resumed_from_ = checkpoint.path;
+    if (start_.own && !config_.schedule().rebase()) {  // what this run would save at this step is there
+      last_saved_ = checkpoint.path;
+      last_saved_step_ = state_.step;
     }
-    validation_.emplace(config_, tokenizer ? &*tokenizer : nullptr);
-  }
-
-  void resume() {
-    text_.model_config = to_text(model_config(config_));
-    text_.config_textproto = to_text(config_);
-    text_.build = short_version();
-    state_.seed = config_.seed();
-    state_.run_uuid = make_uuid();
-    state_.data_digest = fmt::format("{:016x}", data_.digest());
-    state_.tokenizer_digest = fmt::format("{:08x}", crc32c(text_.tokenizer_json));
-    const MeshShape& mesh = trainer_.mesh().shape();
-    state_.mesh = {.dp = mesh.dp, .tp = mesh.tp, .pp = mesh.pp, .cp = mesh.cp};
-    const Fallback fallback =
-        config_.checkpoint().fallback() == "previous" ? Fallback::previous : Fallback::stop;
-    const auto path = select_checkpoint(world_, files_, checkpoints_, options_.resume, fallback);
-    refuse_later_checkpoints(path ? read_manifest(world_, files_, *path).state.step : 0);
-    if (!path) return;
-    compare_with(read_manifest(world_, files_, *path));
-    const LoadedCheckpoint loaded = load_checkpoint(world_, files_, *path, trainer_.checkpoint_tensors());
-    trainer_.weights_were_loaded();
-    state_.step = loaded.state.step;
-    state_.consumed_samples = loaded.state.consumed_samples;
-    state_.consumed_tokens = loaded.state.consumed_tokens;
-    state_.run_uuid = loaded.state.run_uuid;
-    state_.loss = loaded.state.loss;
-    state_.learning_rate = loaded.state.learning_rate;
-    trainer_.set_steps_done(loaded.state.step);
-    resumed_from_ = *path;
-    if (path->starts_with(checkpoints_ + "/")) {  // what this run would save at this step is there
-      last_saved_ = *path;
-      last_saved_step_ = loaded.state.step;
-    }
-    const SavedMesh& saved = loaded.state.mesh;
-    log_info("resuming from {}: step {}, {} tokens{}", *path, loaded.state.step,
-             format_count(loaded.state.consumed_tokens),
-             saved == state_.mesh ? ""
-                                  : fmt::format("; saved on pp {} x dp {} x cp {} x tp {}, now {}", saved.pp,
-                                                saved.dp, saved.cp, saved.tp, mesh.to_string()));
-  }
-
-  // A run that starts below steps that are already there would leave two histories in one directory, and
-  // --resume auto would take up the other one.
-  void refuse_later_checkpoints(int64_t start) const {
-    if (options_.resume == "auto") return;
-    for (const CheckpointInfo& info : list_checkpoints(files_, checkpoints_))
-      if (info.valid && info.step > start)
-        throw UsageError(
-            "{} is newer than step {}, where --resume {} starts: give another log.run_directory, or move "
-            "the later checkpoints away",
-            info.path, start, options_.resume);
-  }
-
-  // What a resumed run must share with the checkpoint, and what a user should know when it does not.
-  void compare_with(const LoadedCheckpoint& checkpoint) const {
-    if (model_config_from_text(checkpoint.text.model_config) != model_config(config_))
-      throw UsageError(
-          "the model of {} is another one.\nThere:\n{}\nHere:\n{}\nChange the section model, or give "
-          "another log.run_directory.",
-          checkpoint.path, checkpoint.text.model_config, text_.model_config);
-    if (checkpoint.state.tokenizer_digest != state_.tokenizer_digest)
-      throw UsageError(
-          "{} was trained with another tokenizer (digest {}, data.tokenizer {} has {}): give the one it "
-          "was trained with.",
-          checkpoint.path, checkpoint.state.tokenizer_digest, config_.data().tokenizer(),
-          state_.tokenizer_digest);
-    if (checkpoint.state.seed != state_.seed)
-      log_warning("the seed was {} and is now {}: the order of the data changes", checkpoint.state.seed,
-                  state_.seed);
-    if (checkpoint.state.data_digest != state_.data_digest)
-      log_warning(
-          "the training data is not what {} was trained on: the run goes on at sample {} of the new data",
-          checkpoint.path, checkpoint.state.consumed_samples);
+    const SavedMesh& saved = checkpoint.state.mesh;
+    log_info("resuming from {}: step {}, {} tokens{}", checkpoint.path, state_.step,
+             format_count(state_.consumed_tokens),
+             saved == state_.mesh
+                 ? ""
+                 : fmt::format("; saved on pp {} x dp {} x cp {} x tp {}, now {}", saved.pp, saved.dp,
+                               saved.cp, saved.tp, trainer_->mesh().shape().to_string()));
+    const std::vector<std::string>& differences = start_.plan.differences;
+    if (world_.rank() == 0 && !differences.empty())
+      log_warning("this start is not as {} was saved:\n  {}", checkpoint.path,
+                  fmt::join(differences, "\n  "));
   }
 
   void step() {
     const Clock::time_point begin = Clock::now();
-    publish_progress(trainer_.steps_done() + 1, "train");
+    publish_progress(state_.step + 1, "train");
     take_activity_seconds();  // what lay between the steps
     std::optional<Trace> trace;
     if (!options_.trace.empty() && ++steps_of_this_start_ == kTracedStep) trace.emplace();
     {
       const Span span(Activity::data, "data");
-      data_.fill(state_.consumed_samples + trainer_.first_row(), trainer_.batch());
+      inputs_.data.fill(state_.consumed_samples + trainer_->first_row(), trainer_->batch());
     }
-    const StepResult result = trainer_.step();
+    const StepResult result = trainer_->step();
     const ActivitySeconds activities = take_activity_seconds();
     if (trace) {
       write_trace(options_.trace, trace->take(), world_, options_.host);
-      if (world_.rank() == 0) log_info("trace of step {}: {}", trainer_.steps_done(), options_.trace);
+      if (world_.rank() == 0) log_info("trace of step {}: {}", trainer_->consumed().steps, options_.trace);
     }
 
-    state_.step = trainer_.steps_done();
-    state_.consumed_samples += config_.parallel().global_batch();
-    state_.consumed_tokens += tokens_per_step(config_);
+    state_.step = trainer_->consumed().steps;
+    state_.updates = trainer_->consumed().updates;
+    state_.consumed_samples = trainer_->consumed().rows;
+    state_.consumed_tokens = trainer_->consumed().tokens;
     state_.loss = result.loss;
     state_.learning_rate = result.learning_rate;
     if (world_.rank() != 0) return;
     StepMetrics m{.step = state_.step,
-                  .num_steps = config_.schedule().steps(),
+                  .num_steps = start_.plan.last_step,
                   .loss = result.loss,
                   .grad_norm = result.gradient_norm,
                   .learning_rate = result.learning_rate,
@@ -210,7 +175,7 @@ class TrainingRun {
                   .tokens = state_.consumed_tokens};
     m.tokens_per_second = static_cast<double>(tokens_per_step(config_)) / m.step_seconds;
     const double rate =
-        static_cast<double>(state_.consumed_tokens - tokens_at_start_) / seconds_since(start_);
+        static_cast<double>(state_.consumed_tokens - tokens_at_start_) / seconds_since(begin_);
     m.eta_seconds = static_cast<double>((m.num_steps - m.step) * tokens_per_step(config_)) / rate;
     metrics_->write(m, shares(activities));
     ++steps_since_log_;
@@ -235,8 +200,7 @@ class TrainingRun {
   }
 
   void validate(int64_t rows) {
-    if (!validation_) return;
-    validation_->run(trainer_, rows, metrics_ ? &*metrics_ : nullptr);
+    inputs_.validation.run(*trainer_, rows, metrics_ ? &*metrics_ : nullptr);
     last_log_ = Clock::now();
     steps_since_log_ = 0;
   }
@@ -254,14 +218,14 @@ class TrainingRun {
   // a row.
   void save(bool required) {
     if (state_.step == last_saved_step_) return;
-    publish_progress(trainer_.steps_done(), "save");
+    publish_progress(state_.step, "save");
     const Clock::time_point begin = Clock::now();
     const Retention retention{.keep_last = static_cast<int>(config_.checkpoint().keep_last()),
                               .keep_every = config_.checkpoint().keep_every(),
                               .resumed_from = resumed_from_};
     try {
-      last_saved_ = save_checkpoint(world_, files_, checkpoints_, state_, text_,
-                                    trainer_.checkpoint_tensors(), retention);
+      last_saved_ = save_checkpoint(world_, files_, checkpoints_, state_, start_.text,
+                                    trainer_->checkpoint_tensors(), retention);
       last_saved_step_ = state_.step;
       failed_saves_ = 0;
       log_info("saved {} in {:.2f} s", last_saved_, seconds_since(begin));
@@ -279,6 +243,7 @@ class TrainingRun {
     log_info("{} on rank {}: saving step {}", signal_name(signal.signal), signal.rank, state_.step);
     save(true);
     if (world_.rank() == 0) log_info("saved; go on with: {}", options_.resume_command);
+    validate_if_due();
     return static_cast<int>(ExitCode::preempted);
   }
 
@@ -292,29 +257,30 @@ class TrainingRun {
         {"parameters", format_count(plan.num_parameters)},
         {"mesh", plan.mesh.to_string()},
         {"tokens a step", format_count(tokens_per_step(config_))},
-        {"training tokens", format_count(data_.num_tokens())},
+        {"training tokens", format_count(inputs_.data.num_tokens())},
         {"seed", std::to_string(config_.seed())},
         {"version", short_version()}};
   }
 
   const TrainConfig& config_;
   Communicator& world_;
+  Stream& stream_;
   const TrainingRunOptions& options_;
   FileSystem& files_;
   std::string run_directory_, checkpoints_;
-  TrainingData data_;
-  Trainer trainer_;
-  std::optional<MetricsWriter> metrics_;  // rank 0
-  std::optional<Validation> validation_;
+  RunInputs inputs_;
+  const std::vector<std::string> seen_;
+  const RunStart start_;
   TrainState state_;
-  CheckpointText text_;
+  std::optional<Trainer> trainer_;
+  std::optional<MetricsWriter> metrics_;  // rank 0
   std::string resumed_from_, last_saved_;
   int64_t last_saved_step_ = -1;
   int64_t failed_saves_ = 0;
   int64_t tokens_at_start_ = 0;
   int64_t steps_since_log_ = 0;
   int64_t steps_of_this_start_ = 0;
-  Clock::time_point start_, last_log_;
+  Clock::time_point begin_, last_log_;
 };
 
 }  // namespace

@@ -17,6 +17,8 @@ struct TrainingRunOptions {
   std::string trace;            // file for a trace of the third step; empty: none
   std::string host;             // where this rank runs, for the trace
   std::string resume_command;   // what a user types to go on; printed when the run stops early
+  // Called once configuration, data, tokenizer and checkpoint were found right, before anything is written.
+  std::function<void()> before_writing = [] {};
   // What the outside asks after step `step`; the same answer on every rank.
   std::function<AgreedSignal(Communicator& world, int64_t step)> signal = [](Communicator& world, int64_t) {
     return agree_on_signal(world);

@@ -17,6 +17,7 @@ class Validation {
   // Opens data.validation, or the held-out part of data.train; with neither, run() does nothing. `tokenizer`,
   // or null, gives the length of every token for bits per byte. DataError.
   Validation(const TrainConfig& config, const Tokenizer* tokenizer);
+  bool empty() const { return !set_; }
 
   // Collective. Loss over the first `rows` rows, 0: all of them, in nats per token and bits per byte. Rank 0
   // writes `metrics` and the log.

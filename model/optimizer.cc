@@ -73,7 +73,7 @@ double Optimizer::gradient_norm() {
   return std::sqrt(squares);
 }
 
-void Optimizer::update(double learning_rate, double gradient_norm, int64_t step) {
+void Optimizer::update(double learning_rate, double gradient_norm, int64_t update) {
   const double clip =
       options_.clip_norm > 0 ? std::min(1.0, options_.clip_norm / (gradient_norm + 1e-6)) : 1.0;
   const auto update_range = [&](const Parameter& range, double weight_decay) {
@@ -89,7 +89,7 @@ void Optimizer::update(double learning_rate, double gradient_norm, int64_t step)
                        .eps = options_.eps,
                        .weight_decay = weight_decay,
                        .gradient_scale = clip,
-                       .step = step});
+                       .step = update});
   };
   update_range(store_.vectors(), 0);
   update_range(store_.matrices(), options_.weight_decay);
@@ -102,11 +102,12 @@ std::string Optimizer::first_not_finite() const {
   return {};
 }
 
-double LearningRateSchedule::at(int64_t step) const {
-  if (step <= warmup_steps) return peak * static_cast<double>(step) / static_cast<double>(warmup_steps);
-  const double progress =
-      std::min(1.0, static_cast<double>(step - warmup_steps) /
-                        static_cast<double>(std::max<int64_t>(1, num_steps - warmup_steps)));
+double LearningRateSchedule::at(int64_t tokens) const {
+  const auto units = [&](int64_t count) { return static_cast<double>(count) / static_cast<double>(unit); };
+  if (warmup_tokens > 0 && tokens <= warmup_tokens) return peak * units(tokens) / units(warmup_tokens);
+  const double progress = tokens >= end_tokens ? 1.0
+                                               : static_cast<double>(tokens - warmup_tokens) /
+                                                     static_cast<double>(end_tokens - warmup_tokens);
   switch (kind) {
     case LearningRateKind::constant:
       return peak;

@@ -29,8 +29,8 @@ class Optimizer {
   void reduce_gradients();
   // Norm of all logical parameters' gradients, each once. Collective; the same bits on every rank.
   double gradient_norm();
-  // One AdamW step, clipped; `step` counts from one.
-  void update(double learning_rate, double gradient_norm, int64_t step);
+  // One AdamW step, clipped; `update` counts those of the run, this one among them.
+  void update(double learning_rate, double gradient_norm, int64_t update);
   // The first parameter of this rank whose gradient is not finite; empty where all are.
   std::string first_not_finite() const;
 
@@ -45,14 +45,19 @@ class Optimizer {
 
 enum class LearningRateKind { cosine, linear, constant };
 
-// Linear warm-up to `peak`, then a decay to `min_fraction` of it at the last step. `step` counts from one.
+// Linear warm-up to `peak`, then a decay to `min_fraction` of it at `end_tokens`. Its clock is the tokens
+// that the run has consumed, those of the update's own step among them: a change of the step's size moves
+// nothing.
 struct LearningRateSchedule {
   LearningRateKind kind = LearningRateKind::cosine;
   double peak = 0;
   double min_fraction = 0.1;
-  int64_t warmup_steps = 0;
-  int64_t num_steps = 0;
-  double at(int64_t step) const;
+  int64_t warmup_tokens = 0;
+  int64_t end_tokens = 0;
+  int64_t unit =
+      1;  // tokens of a step when the warm-up was settled; it is divided in these, which fixes the bits
+  double at(int64_t tokens) const;
+  bool operator==(const LearningRateSchedule&) const = default;
 };
 
 }  // namespace transxssm

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <optional>
 #include <system_error>
 
@@ -39,38 +42,49 @@ void make_run_directory(const std::string& path) {
   }
 }
 
+// As a shell reads it back as one word.
+std::string shell_word(const std::string& text) {
+  const auto is_plain = [](unsigned char c) {
+    return std::isalnum(c) != 0 || std::strchr("/._-+=:,@%", c) != nullptr;
+  };
+  if (!text.empty() && std::all_of(text.begin(), text.end(), is_plain)) return text;
+  std::string word = "'";
+  for (const char c : text) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return word + "'";
+}
+
 int train(const Arguments& arguments, Worker& worker) {
   if (arguments.flag("--dry-run")) {
     const int world_size = worker.size() > 1 ? worker.size() : 0;
     return worker.rank() == 0 ? print_plan(arguments, world_size) : 0;
   }
   TrainConfig config = load_config(arguments.text("--config"), arguments.list("--set"), worker.size());
-  const std::string& run_directory = config.log().run_directory();
-  std::optional<RunLock> lock;  // before anything in the directory is touched
-  if (worker.rank() == 0) {
-    make_run_directory(run_directory);
-    lock.emplace(run_directory);
-  }
   worker.world().set_timeout(std::chrono::duration_cast<std::chrono::nanoseconds>(
       std::chrono::duration<double>(config.parallel().timeout_seconds())));
-  worker.world().barrier();
-  open_log_file(fmt::format("{}/log/rank-{}.txt", run_directory, worker.rank()));
-  open_progress(run_directory + "/log", worker.rank(), worker.size());
-
   const Device device = choose_device(config.parallel().device(), worker.local_rank());
   const std::string compute = settle_compute(config, device, worker.world());
   check_precision(config, device);
   const int threads =
       worker.take_threads(config.parallel().threads_per_rank(), config.parallel().pin_threads());
-  log_info("{}\n{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config, device), config), compute,
-           threads, worker.num_local_ranks(), worker.host());
   Stream stream(device, threads);
   use_device_of(stream, worker);
   TrainingRunOptions options{
       .resume = arguments.text("--resume"), .trace = arguments.text("--trace"), .host = worker.host()};
-  options.resume_command =
-      fmt::format("launch/run.sh -n {} -- train --config {}/config.textproto --resume auto", worker.size(),
-                  run_directory);
+  const std::string& run_directory = config.log().run_directory();
+  options.resume_command = fmt::format("launch/run.sh -n {} -- train --config {} --resume auto",
+                                       worker.size(), shell_word(run_directory + "/config.textproto"));
+  std::optional<RunLock> lock;
+  options.before_writing = [&] {
+    if (worker.rank() == 0) {
+      make_run_directory(run_directory);
+      lock.emplace(run_directory);
+    }
+    worker.world().barrier();
+    open_log_file(fmt::format("{}/log/rank-{}.txt", run_directory, worker.rank()));
+    open_progress(run_directory + "/log", worker.rank(), worker.size());
+    log_info("{}\n{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config, device), config),
+             compute, threads, worker.num_local_ranks(), worker.host());
+  };
   return run_training(config, worker.world(), stream, options);
 }
 

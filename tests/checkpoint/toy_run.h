@@ -106,11 +106,18 @@ class ToyRank {
 inline TrainState toy_state(int64_t step) {
   TrainState state;
   state.step = step;
+  state.updates = step - step / 4;
   state.consumed_samples = 8 * step;
   state.consumed_tokens = 512 * step;
   state.seed = 0xFEDCBA9876543210;
   state.learning_rate = 1e-3 / static_cast<double>(step + 1);
   state.loss = 2.5;
+  state.schedule = {.kind = "cosine",
+                    .peak = 3e-4,
+                    .min_fraction = 0.1,
+                    .warmup_tokens = 5120,
+                    .end_tokens = 51200,
+                    .unit = 512};
   state.data_digest = "data";
   state.tokenizer_digest = "tokenizer";
   state.mesh = {1, 2, 1, 1};

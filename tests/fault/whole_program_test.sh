@@ -135,7 +135,9 @@ damaged_checkpoint() {
   run launch 1 --config damaged.textproto --set schedule.steps=12
   expect 4 "$(basename "$shard")" "step 5" "checkpoint.fallback=previous"
   run launch 1 --config damaged.textproto --set schedule.steps=12 --set checkpoint.fallback=previous
-  expect 0 "step-000000005"
+  expect 2 "would jump" "schedule.rebase=true"
+  run launch 1 --config damaged.textproto --set checkpoint.fallback=previous
+  expect 0 "step-000000005" "done: 10 steps"
 }
 
 bad_data() {

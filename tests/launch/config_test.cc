@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "launch/run_length.h"
 #include "runtime/error.h"
 
 namespace transxssm {
@@ -46,7 +47,8 @@ TEST(Config, DefaultsOfEveryFieldAreSet) {
   EXPECT_EQ(c.checkpoint().fallback(), "none");
   EXPECT_EQ(c.seed(), 1234u);
   EXPECT_EQ(model_config(c), model_preset("tiny"));
-  EXPECT_EQ(warmup_steps(c), 10);
+  EXPECT_EQ(steps_left(c), 100);
+  EXPECT_EQ(settle_learning_rate(c).warmup_tokens, 10 * 8 * 512);
   EXPECT_EQ(tokens_per_step(c), 8 * 512);
   EXPECT_EQ(num_microbatches(c), 8);
 }
@@ -64,7 +66,8 @@ TEST(Config, ResolvedConfigurationParsesToItself) {
   EXPECT_EQ(again.data().train(1).prefix(), "c\"d");
   EXPECT_EQ(again.data().validation(), "v\\n");
   EXPECT_EQ(again.data().validation_fraction(), 0);
-  EXPECT_EQ(again.schedule().steps(), 245);  // ceil(1000001 / 4096)
+  EXPECT_EQ(again.schedule().tokens(), 1000001);
+  EXPECT_EQ(steps_left(again), 245);  // ceil(1000001 / 4096)
   EXPECT_EQ(again.seed(), 18446744073709551615u);
   EXPECT_EQ(again.parallel().dp(), 2);
 }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 #include "parallel/local.h"
@@ -178,7 +179,7 @@ TEST(PackedCopies, AreCounted) {
 }
 
 TEST(LearningRate, WarmsUpAndDecaysToItsFraction) {
-  LearningRateSchedule rate{.peak = 8, .min_fraction = 0.25, .warmup_steps = 4, .num_steps = 12};
+  LearningRateSchedule rate{.peak = 8, .min_fraction = 0.25, .warmup_tokens = 4, .end_tokens = 12};
   EXPECT_DOUBLE_EQ(rate.at(1), 2);
   EXPECT_DOUBLE_EQ(rate.at(4), 8);
   EXPECT_DOUBLE_EQ(rate.at(6), 2 + 6 * 0.5 * (1 + std::sqrt(0.5)));
@@ -192,6 +193,46 @@ TEST(LearningRate, WarmsUpAndDecaysToItsFraction) {
   rate.kind = LearningRateKind::constant;
   EXPECT_DOUBLE_EQ(rate.at(2), 4);
   EXPECT_DOUBLE_EQ(rate.at(11), 8);
+}
+
+// In tokens or in steps: for steps of one size the same bits as the formulas of a schedule by steps.
+TEST(LearningRate, ByTokensHasTheBitsOfStepsOfOneSize) {
+  for (const int64_t steps : {1, 2, 7, 100, 997}) {
+    for (const int64_t warmup : {int64_t{0}, (steps + 9) / 10, steps}) {
+      for (const int64_t unit : {1, 128, 1000003}) {
+        const double peak = 3e-4, low = 0.1;
+        LearningRateSchedule rate{.peak = peak,
+                                  .min_fraction = low,
+                                  .warmup_tokens = warmup * unit,
+                                  .end_tokens = steps * unit,
+                                  .unit = unit};
+        for (int64_t step = 1; step <= steps; ++step) {
+          const auto warm = static_cast<double>(warmup), at = static_cast<double>(step);
+          const double progress =
+              std::min(1.0, (at - warm) / std::max(1.0, static_cast<double>(steps) - warm));
+          const bool warming = step <= warmup;
+          rate.kind = LearningRateKind::cosine;
+          EXPECT_EQ(rate.at(step * unit),
+                    warming ? peak * at / warm
+                            : peak * (low + (1 - low) * 0.5 * (1 + std::cos(std::numbers::pi * progress))));
+          rate.kind = LearningRateKind::linear;
+          EXPECT_EQ(rate.at(step * unit), warming ? peak * at / warm : peak * (1 - (1 - low) * progress));
+        }
+      }
+    }
+  }
+}
+
+// Between the steps it was settled in, and where the warm-up is longer than the run.
+TEST(LearningRate, HasNoJumpsBetweenSteps) {
+  LearningRateSchedule rate{
+      .peak = 1, .min_fraction = 0, .warmup_tokens = 400, .end_tokens = 1200, .unit = 100};
+  EXPECT_DOUBLE_EQ(rate.at(50), 0.125);
+  EXPECT_DOUBLE_EQ(rate.at(800), 0.5);
+  EXPECT_NEAR(rate.at(401), 1, 1e-5);
+  rate.end_tokens = 200;
+  EXPECT_DOUBLE_EQ(rate.at(300), 0.75);
+  EXPECT_DOUBLE_EQ(rate.at(401), 0);
 }
 
 }  // namespace
