@@ -14,7 +14,7 @@ Validation::Validation(const TrainConfig& config, const Tokenizer* tokenizer) {
   const auto& d = config.data();
   if (tokenizer != nullptr)
     for (int32_t id = 0; id < config.model().vocab_size(); ++id)
-      bytes_of_id_.push_back(id < tokenizer->vocab_size() && !tokenizer->is_special(id)
+      bytes_of_id_.push_back(tokenizer->has_token(id) && !tokenizer->is_special(id)
                                  ? static_cast<int32_t>(tokenizer->token_bytes(id).size())
                                  : 0);
   ValidationSpec spec{.tokens = d.sequence_length(),

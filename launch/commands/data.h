@@ -1,4 +1,4 @@
-// transxssm data train-tokenizer, tokenize, inspect.
+// `data train-tokenizer`, `data tokenize`, `data inspect`: from text to token files.
 #pragma once
 
 #include <vector>
@@ -8,5 +8,10 @@
 namespace transxssm {
 
 std::vector<Command> data_commands();
+
+// Its parts, one a file.
+Command train_tokenizer_command();
+Command tokenize_command();
+Command inspect_command();
 
 }  // namespace transxssm

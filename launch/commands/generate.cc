@@ -91,8 +91,8 @@ int generate(const Arguments& arguments, Worker& worker) {
   if (streams) printer.print(texts.front());
   generator.generate(prompts, count, sampling, [&](int64_t row, int32_t token) {
     if (token == tokenizer.end_of_document()) return false;
-    if (token >= tokenizer.vocab_size())
-      return true;  // the model's vocabulary may be padded beyond the tokenizer's
+    if (!tokenizer.has_token(token))
+      return true;  // the model may have more ids than the tokenizer, which may have holes
     answers[static_cast<size_t>(row)] += tokenizer.token_bytes(token);
     if (streams) printer.print(tokenizer.token_bytes(token));
     return true;

@@ -1,5 +1,7 @@
 #include "runtime/data/added_tokens.h"
 
+#include <algorithm>
+
 namespace transxssm {
 namespace {
 
@@ -18,6 +20,7 @@ const int32_t* AddedTokenMatcher::child(int32_t node, unsigned char byte) const 
 
 void AddedTokenMatcher::add(std::string_view content, int32_t id) {
   if (content.empty()) return;
+  longest_ = std::max(longest_, content.size());
   int32_t node = 0;
   for (size_t i = 0; i < content.size(); ++i) {
     if (const int32_t* next = child(node, byte_at(content, i))) {
@@ -62,6 +65,15 @@ AddedTokenMatcher::Match AddedTokenMatcher::find(std::string_view text, size_t f
     if (match.end > match.begin) return match;
   }
   return none;
+}
+
+bool AddedTokenMatcher::straddles(std::string_view text, size_t at) const {
+  for (size_t begin = at - std::min(at, longest_ == 0 ? 0 : longest_ - 1); begin < at; ++begin) {
+    if (begin + 1 < text.size() && !starts_[byte_at(text, begin) * size_t{256} + byte_at(text, begin + 1)])
+      continue;
+    if (match_at(text, begin).end > at) return true;  // the longest one decides
+  }
+  return false;
 }
 
 }  // namespace transxssm

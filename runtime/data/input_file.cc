@@ -1,95 +1,239 @@
 #include "runtime/data/input_file.h"
 
+#include <fcntl.h>
+#include <unistd.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
+#include <string_view>
 #include <vector>
 
+#include "runtime/data/foreign_format.h"
 #include "runtime/error.h"
+#include "runtime/log.h"
 
 namespace transxssm {
 namespace {
 
-// zlib reads files without a gzip header as they are.
-class GzipOrPlain final : public InputFile {
+// The bytes as stored, through a buffer that can be looked into.
+class Stored {
  public:
-  explicit GzipOrPlain(const std::string& path) : path_(path), file_(gzopen(path.c_str(), "rb")) {
-    if (!file_) throw DataError("Cannot open {}: {}.", path, std::strerror(errno));
-    gzbuffer(file_, 1 << 18);
+  explicit Stored(const std::string& path)
+      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)), buffer_(1 << 18) {
+    if (fd_ < 0) throw DataError("Cannot open {}: {}.", path, std::strerror(errno));
   }
-  ~GzipOrPlain() override { gzclose(file_); }
-  size_t read(char* out, size_t bytes) override {
-    const int count = gzread(file_, out, static_cast<unsigned>(bytes));
-    int code = Z_OK;
-    const char* message = gzerror(file_, &code);
-    if (count < 0 || (static_cast<size_t>(count) < bytes && code == Z_BUF_ERROR))
-      throw DataError("Cannot read {} near stored byte {}: {}.", path_, stored_offset(),
-                      code == Z_BUF_ERROR ? "the file is cut short"
-                      : code == Z_ERRNO   ? std::strerror(errno)
-                                          : message);
-    return static_cast<size_t>(count);
+  ~Stored() { ::close(fd_); }
+  Stored(const Stored&) = delete;
+  Stored& operator=(const Stored&) = delete;
+
+  // The bytes at hand, at least `bytes` of them (at most 4096) unless the file ends.
+  std::string_view peek(size_t bytes = 1) {
+    while (end_ - begin_ < bytes && !ended_) {
+      if (begin_ > 0) {
+        std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+        end_ -= begin_;
+        begin_ = 0;
+      }
+      const ssize_t count = ::read(fd_, buffer_.data() + end_, buffer_.size() - end_);
+      if (count < 0 && errno != EINTR) throw DataError("Cannot read {}: {}.", path_, std::strerror(errno));
+      if (count > 0) end_ += static_cast<size_t>(count);
+      ended_ = count == 0;
+    }
+    return {buffer_.data() + begin_, end_ - begin_};
   }
-  int64_t stored_offset() const override { return gzoffset(file_); }
+  void consume(size_t bytes) {
+    begin_ += bytes;
+    offset_ += static_cast<int64_t>(bytes);
+  }
+  int64_t offset() const { return offset_; }
+  const std::string& path() const { return path_; }
+
+  // After the end of compressed data: true at the end of the file. Zeros up to there are padding, as tapes
+  // and disk images leave it; anything else but a `more` would vanish without a word.
+  bool at_end(bool (*more)(std::string_view), const char* format) {
+    if (more(peek(4))) return false;
+    const int64_t from = offset_;
+    for (std::string_view rest = peek(); !rest.empty(); rest = peek()) {
+      const size_t zeros = std::min(rest.find_first_not_of('\0'), rest.size());
+      consume(zeros);
+      if (zeros == rest.size()) continue;
+      throw DataError(
+          "{}: after the {} data that ends at stored byte {} comes something else (byte 0x{:02X} at {}); the "
+          "file is damaged or put together from different kinds: decompress the parts by themselves.",
+          path_, format, from, static_cast<unsigned char>(rest[zeros]), offset_);
+    }
+    if (offset_ > from)
+      log_warning("{}: {} zero bytes after the {} data are padding and were ignored.", path_, offset_ - from,
+                  format);
+    return true;
+  }
+  [[noreturn]] void damaged(const std::string& reason) const {
+    throw DataError("Cannot read {} near stored byte {}: {}.", path_, offset_, reason);
+  }
 
  private:
   std::string path_;
-  gzFile file_;
+  int fd_;
+  std::vector<char> buffer_;
+  size_t begin_ = 0, end_ = 0;
+  int64_t offset_ = 0;
+  bool ended_ = false;
 };
 
-class Zstd final : public InputFile {
+bool is_gzip(std::string_view bytes) {
+  return bytes.starts_with("\x1F\x8B");
+}
+
+// A frame, or one that decoders skip.
+bool is_zstd(std::string_view bytes) {
+  return bytes.starts_with("\x28\xB5\x2F\xFD") ||
+         (bytes.size() >= 4 && (bytes[0] & 0xF0) == 0x50 && bytes.substr(1, 3) == "\x2A\x4D\x18");
+}
+
+// What turns stored bytes into content.
+class Decoder {
  public:
-  explicit Zstd(const std::string& path)
-      : path_(path),
-        file_(std::fopen(path.c_str(), "rb")),
-        context_(ZSTD_createDCtx()),
-        buffer_(ZSTD_DStreamInSize()) {
-    if (!file_) throw DataError("Cannot open {}: {}.", path, std::strerror(errno));
+  explicit Decoder(Stored& stored) : stored_(stored) {}
+  virtual ~Decoder() = default;
+  virtual size_t read(char* out, size_t bytes) = 0;
+
+ protected:
+  Stored& stored_;
+};
+
+class Plain final : public Decoder {
+ public:
+  using Decoder::Decoder;
+  size_t read(char* out, size_t bytes) override {
+    const std::string_view held = stored_.peek();
+    const size_t count = std::min(bytes, held.size());
+    std::memcpy(out, held.data(), count);
+    stored_.consume(count);
+    return count;
   }
+};
+
+class Gzip final : public Decoder {
+ public:
+  explicit Gzip(Stored& stored) : Decoder(stored) {
+    TRANSXSSM_CHECK(inflateInit2(&stream_, MAX_WBITS + 16) == Z_OK);
+  }
+  ~Gzip() override { inflateEnd(&stream_); }
+  size_t read(char* out, size_t bytes) override {
+    stream_.next_out = reinterpret_cast<Bytef*>(out);
+    stream_.avail_out = static_cast<uInt>(bytes);
+    while (stream_.avail_out == bytes) {
+      if (!in_member_) {
+        if (stored_.at_end(is_gzip, "gzip")) return 0;
+        inflateReset(&stream_);
+        in_member_ = true;
+      }
+      const std::string_view held = stored_.peek();
+      if (held.empty()) stored_.damaged("the file is cut short");
+      stream_.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(held.data()));
+      stream_.avail_in = static_cast<uInt>(held.size());
+      const int code = inflate(&stream_, Z_NO_FLUSH);
+      stored_.consume(held.size() - stream_.avail_in);
+      if (code == Z_STREAM_END)
+        in_member_ = false;
+      else if (code != Z_OK && code != Z_BUF_ERROR)
+        stored_.damaged(stream_.msg ? stream_.msg : "the gzip data is damaged");
+    }
+    return bytes - stream_.avail_out;
+  }
+
+ private:
+  z_stream stream_{};
+  bool in_member_ = true;
+};
+
+class Zstd final : public Decoder {
+ public:
+  explicit Zstd(Stored& stored) : Decoder(stored), context_(ZSTD_createDCtx()) {}
   size_t read(char* out, size_t bytes) override {
     ZSTD_outBuffer to = {out, bytes, 0};
     while (to.pos == 0) {
-      if (from_.pos == from_.size) {
-        const size_t count = std::fread(buffer_.data(), 1, buffer_.size(), file_.get());
-        if (std::ferror(file_.get())) throw DataError("Cannot read {}: {}.", path_, std::strerror(errno));
-        offset_ += static_cast<int64_t>(count);
-        from_ = {buffer_.data(), count, 0};
-        if (count == 0 && !flushed_)
-          throw DataError("Cannot read {} near stored byte {}: the file is cut short.", path_, offset_);
-        if (count == 0) return 0;
+      if (!in_frame_) {
+        if (stored_.at_end(is_zstd, "zstd")) return 0;
+        in_frame_ = true;
       }
-      const size_t left = ZSTD_decompressStream(context_.get(), &to, &from_);
+      const std::string_view held = stored_.peek();
+      ZSTD_inBuffer from = {held.data(), held.size(), 0};
+      const size_t left = ZSTD_decompressStream(context_.get(), &to, &from);
+      stored_.consume(from.pos);
       if (ZSTD_isError(left))
-        throw DataError("Cannot read {} near stored byte {}: {}.", path_, offset_, ZSTD_getErrorName(left));
-      flushed_ = left == 0;  // at the end of a frame
+        stored_.damaged(ZSTD_getErrorCode(left) == ZSTD_error_frameParameter_windowTooLarge
+                            ? "it was made with `zstd --long`; decompress it with `zstd -d --long=31`"
+                            : ZSTD_getErrorName(left));
+      in_frame_ = left != 0;
+      if (in_frame_ && held.empty() && to.pos == 0) stored_.damaged("the file is cut short");
     }
     return to.pos;
   }
-  int64_t stored_offset() const override { return offset_; }
 
  private:
-  struct CloseFile {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-  };
   struct FreeContext {
     void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
   };
-  std::string path_;
-  std::unique_ptr<std::FILE, CloseFile> file_;
   std::unique_ptr<ZSTD_DCtx, FreeContext> context_;
-  std::vector<char> buffer_;
-  ZSTD_inBuffer from_ = {nullptr, 0, 0};
-  int64_t offset_ = 0;
-  bool flushed_ = true;
+  bool in_frame_ = true;
+};
+
+// Looks at the first bytes of the content before it hands them out.
+class TextInput final : public InputFile {
+ public:
+  explicit TextInput(const std::string& path) : stored_(path) {
+    const std::string_view head = stored_.peek(4);
+    if (is_gzip(head))
+      decoder_ = std::make_unique<Gzip>(stored_);
+    else if (is_zstd(head))
+      decoder_ = std::make_unique<Zstd>(stored_);
+    else
+      decoder_ = std::make_unique<Plain>(stored_);
+    compressed_ = is_gzip(head) || is_zstd(head);
+    if (path.ends_with(".zst") && !compressed_ && !head.empty())
+      stored_.damaged("it is named .zst but is not zstd");
+  }
+  size_t read(char* out, size_t bytes) override {
+    if (!checked_) check();
+    if (head_begin_ == head_.size()) return decoder_->read(out, bytes);
+    const size_t count = std::min(bytes, head_.size() - head_begin_);
+    std::memcpy(out, head_.data() + head_begin_, count);
+    head_begin_ += count;
+    return count;
+  }
+  int64_t stored_offset() const override { return stored_.offset(); }
+
+ private:
+  void check() {
+    checked_ = true;
+    head_.resize(kForeignHeadBytes);
+    size_t held = 0;
+    while (held < head_.size()) {
+      const size_t count = decoder_->read(head_.data() + held, head_.size() - held);
+      if (count == 0) break;
+      held += count;
+    }
+    head_.resize(held);
+    const std::string_view head(head_.data(), held);
+    refuse_foreign_format(head, stored_.path(), compressed_);
+  }
+
+  Stored stored_;
+  std::unique_ptr<Decoder> decoder_;
+  bool compressed_ = false, checked_ = false;
+  std::vector<char> head_;
+  size_t head_begin_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<InputFile> open_input(const std::string& path) {
-  if (path.ends_with(".zst")) return std::make_unique<Zstd>(path);
-  return std::make_unique<GzipOrPlain>(path);
+  return std::make_unique<TextInput>(path);
 }
 
 }  // namespace transxssm

@@ -11,13 +11,15 @@ namespace transxssm {
 class InputFile {
  public:
   virtual ~InputFile() = default;
-  // Up to `bytes` bytes of content; 0 at the end. DataError naming the file where it cannot be read, is
-  // corrupt or ends too early.
+  // Up to `bytes` bytes of content; 0 at the end. DataError naming the file, and where it is damaged the
+  // stored byte: it cannot be read, ends too early, goes on after the compressed data with something else
+  // (zeros alone are padding: a warning), or is of a kind that is no text (foreign_format.h).
   virtual size_t read(char* out, size_t bytes) = 0;
   virtual int64_t stored_offset() const = 0;  // bytes consumed of the file as stored
 };
 
-// .zst by its name; gzip (also the dictd .dz) by its first bytes; anything else as it is.
+// gzip (also the dictd .dz) and zstd by their first bytes, of any number of members or frames; anything else
+// as it is. Symbolic links are followed; pipes are read.
 std::unique_ptr<InputFile> open_input(const std::string& path);
 
 }  // namespace transxssm

@@ -2,7 +2,8 @@
 
 #include <utf8proc.h>
 
-#include <cstdlib>
+#include <algorithm>
+#include <vector>
 
 #include "runtime/data/code_point.h"
 #include "runtime/data/unicode_classes.h"
@@ -11,14 +12,47 @@
 namespace transxssm {
 namespace {
 
+// Canonical ordering: marks behind a character by class, those of one class as they stand. The library's own
+// sort takes quadratic time for a long run of them.
+void order_marks(std::vector<utf8proc_int32_t>& codes) {
+  const auto combining_class = [](utf8proc_int32_t code) {
+    return utf8proc_get_property(code)->combining_class;
+  };
+  const auto less = [&](utf8proc_int32_t a, utf8proc_int32_t b) {
+    return combining_class(a) < combining_class(b);
+  };
+  for (auto begin = codes.begin(); begin != codes.end();) {
+    if (combining_class(*begin) == 0) {
+      ++begin;
+      continue;
+    }
+    const auto end = std::find_if(begin, codes.end(), [&](auto code) { return combining_class(code) == 0; });
+    if (!std::is_sorted(begin, end, less)) std::stable_sort(begin, end, less);
+    begin = end;
+  }
+}
+
 void append_nfc(std::string& result, std::string_view text) {
-  utf8proc_uint8_t* normal = nullptr;
-  const utf8proc_ssize_t size = utf8proc_map(
-      reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
-      &normal, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+  constexpr size_t kLongest = 18;  // code points that one of them may become
+  thread_local std::vector<utf8proc_int32_t> codes;
+  codes.clear();
+  for (size_t i = 0; i < text.size();) {
+    const auto code = static_cast<utf8proc_int32_t>(next_code_point(text, i));
+    const size_t held = codes.size();
+    codes.resize(held + kLongest);
+    int boundary = 0;
+    const utf8proc_ssize_t count =
+        utf8proc_decompose_char(code, codes.data() + held, kLongest, kOptions, &boundary);
+    TRANSXSSM_CHECK(count >= 0 && static_cast<size_t>(count) <= kLongest, "utf8proc: {}", count);
+    codes.resize(held + static_cast<size_t>(count));
+  }
+  order_marks(codes);
+  const utf8proc_ssize_t size =
+      utf8proc_normalize_utf32(codes.data(), static_cast<utf8proc_ssize_t>(codes.size()), kOptions);
   TRANSXSSM_CHECK(size >= 0, "utf8proc: {}", utf8proc_errmsg(size));
-  result.append(reinterpret_cast<const char*>(normal), static_cast<size_t>(size));
-  std::free(normal);
+  for (utf8proc_ssize_t i = 0; i < size; ++i)
+    append_code_point(result, static_cast<uint32_t>(codes[static_cast<size_t>(i)]));
 }
 
 // The reference has older tables: to it a newer character is inert. Such a one before a stretch stays out of

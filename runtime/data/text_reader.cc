@@ -6,10 +6,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "runtime/data/input_file.h"
+#include "runtime/data/json_line.h"
+#include "runtime/data/tokenizer.h"
 #include "runtime/data/utf8.h"
 #include "runtime/error.h"
 
@@ -17,6 +18,8 @@ namespace transxssm {
 namespace {
 
 constexpr size_t kReadBytes = 1 << 18;
+constexpr size_t kLookBack = 1 << 12;
+constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 bool is_ascii_alnum(unsigned char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
@@ -37,65 +40,18 @@ size_t character_start(std::string_view text, size_t at) {
   return first;
 }
 
-// Reads one top-level string field of a JSON object and builds nothing else.
-class FieldReader final : public nlohmann::json_sax<nlohmann::json> {
- public:
-  explicit FieldReader(const std::string& field) : field_(field) {}
-  bool found = false;
-  bool object = false;
-  std::string value, error, fields;
-
-  bool null() override { return scalar(); }
-  bool boolean(bool) override { return scalar(); }
-  bool number_integer(number_integer_t) override { return scalar(); }
-  bool number_unsigned(number_unsigned_t) override { return scalar(); }
-  bool number_float(number_float_t, const string_t&) override { return scalar(); }
-  bool binary(binary_t&) override { return scalar(); }
-  bool string(string_t& text) override {
-    if (wanted_ && depth_ == 1) {
-      value = std::move(text);
-      found = true;
-    }
-    return scalar();
-  }
-  bool start_object(size_t) override {
-    object = object || depth_ == 0;
-    return ++depth_ < kMaxDepth;
-  }
-  bool start_array(size_t) override { return ++depth_ < kMaxDepth; }
-  bool end_object() override { return --depth_, scalar(); }
-  bool end_array() override { return --depth_, scalar(); }
-  bool key(string_t& name) override {
-    if (depth_ == 1) {
-      wanted_ = name == field_;
-      if (fields.size() < 100) fields += (fields.empty() ? "" : ", ") + name;
-    }
-    return true;
-  }
-  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& e) override {
-    error = e.what();
-    return false;
-  }
-
- private:
-  static constexpr int kMaxDepth = 64;
-  bool scalar() {
-    if (depth_ == 1) wanted_ = false;
-    return true;
-  }
-  const std::string& field_;
-  int depth_ = 0;
-  bool wanted_ = false;
-};
-
 }  // namespace
 
-size_t last_safe_cut(std::string_view text) {
+size_t last_safe_cut(std::string_view text, size_t window, const Tokenizer* tokenizer) {
+  if (text.size() < 3) return 0;
+  const size_t last = std::min(window, text.size()) - 1;
+  const auto allowed = [&](size_t at) { return tokenizer == nullptr || tokenizer->may_cut(text, at); };
   // Two passes backwards: the kind of place that suits every tokenizer first.
-  for (size_t at = text.size() - 1; text.size() >= 3 && at >= 1; --at)
-    if (text[at] == ' ' && is_ascii_alnum(static_cast<unsigned char>(text[at - 1]))) return at;
-  for (size_t at = text.size() - 1; text.size() >= 3 && at >= 2; --at)
-    if (text[at - 1] == '\n' && surely_text(text, at) && surely_text(text, character_start(text, at - 2)))
+  for (size_t at = last; at >= 1; --at)
+    if (text[at] == ' ' && is_ascii_alnum(static_cast<unsigned char>(text[at - 1])) && allowed(at)) return at;
+  for (size_t at = last; at >= 2; --at)
+    if (text[at - 1] == '\n' && surely_text(text, at) && surely_text(text, character_start(text, at - 2)) &&
+        allowed(at))
       return at;
   return 0;
 }
@@ -107,6 +63,8 @@ struct TextReader::State {
   std::string path;
   int64_t total_bytes = 0, finished_bytes = 0;
   int64_t text_bytes = 0, replacements = 0, unsafe_cuts = 0;
+  int64_t skipped_lines = 0;
+  std::string first_skipped;
 
   std::string buffer;  // content of the file not yet handed out starts at `begin`
   size_t begin = 0;
@@ -127,6 +85,8 @@ struct TextReader::State {
     begin = 0;
     offset = line = 0;
     end_of_file = false;
+    fill(kByteOrderMark.size());
+    if (rest().starts_with(kByteOrderMark)) advance(kByteOrderMark.size());
     return true;
   }
 
@@ -137,7 +97,7 @@ struct TextReader::State {
 
   // Reads until `bytes` bytes are at hand or the file ends.
   void fill(size_t bytes) {
-    if (begin > 0 && buffer.size() - begin < bytes) {
+    if (begin > 0 && !end_of_file && buffer.size() - begin < bytes) {
       buffer.erase(0, begin);
       begin = 0;
     }
@@ -152,36 +112,50 @@ struct TextReader::State {
 
   std::string take(size_t bytes) {
     std::string text(buffer, begin, bytes);
-    begin += bytes;
-    offset += static_cast<int64_t>(bytes);
+    advance(bytes);
     return text;
   }
 
-  // Makes `text`, which began at byte `at` of the file, well-formed or throws.
-  void check_utf8(std::string& text, int64_t at) {
-    const size_t good = valid_utf8_prefix(text);
-    if (good == text.size()) return;
-    if (!options.replace_invalid_utf8)
-      throw DataError(
-          "{}: byte {} (0x{:02X}) is not valid UTF-8; convert the file, or pass --invalid-utf8 replace to "
-          "put "
-          "U+FFFD in place of such bytes.",
-          path, at + static_cast<int64_t>(good), static_cast<unsigned char>(text[good]));
-    replacements += static_cast<int64_t>(replace_ill_formed(text));
+  void advance(size_t bytes) {
+    begin += bytes;
+    offset += static_cast<int64_t>(bytes);
   }
 
-  // Bytes to hand out of a document whose text goes on beyond `text`; 0 where more must be looked at first.
-  size_t cut(std::string_view text) {
-    const size_t safe = last_safe_cut(text);
-    if (safe > 0 || text.size() < static_cast<size_t>(kMaxPiece)) return safe;
+  // Makes `text`, which began at byte `at` of the file, well-formed, or says what is wrong.
+  std::string utf8_problem(std::string& text, int64_t at) {
+    const size_t good = valid_utf8_prefix(text);
+    if (good == text.size()) return "";
+    if (!options.replace_invalid_utf8)
+      return fmt::format(
+          "byte {} (0x{:02X}) is not valid UTF-8; convert the file, or pass --invalid-utf8 replace to put "
+          "U+FFFD in place of such bytes",
+          at + static_cast<int64_t>(good), static_cast<unsigned char>(text[good]));
+    replacements += static_cast<int64_t>(replace_ill_formed(text));
+    return "";
+  }
+
+  void check_utf8(std::string& text, int64_t at) {
+    const std::string problem = utf8_problem(text, at);
+    if (!problem.empty()) throw DataError("{}: {}.", path, problem);
+  }
+
+  // Bytes to hand out of a document whose text goes on beyond `window`; 0 where more must be looked at first.
+  size_t cut(std::string_view text, size_t window) {
+    const size_t safe = last_safe_cut(text, window, options.tokenizer);
+    if (safe > 0 || window < static_cast<size_t>(kMaxPiece)) return safe;
     ++unsafe_cuts;
-    return character_start(text, text.size() - 1);
+    // At least no added token is cut, unless a whole run of them fills the last bytes.
+    const size_t end = character_start(text, window - 1);
+    for (size_t at = end; options.tokenizer != nullptr && at > window - kLookBack;
+         at = character_start(text, at - 1))
+      if (!options.tokenizer->straddles(text, at)) return at;
+    return end;
   }
 
   bool next_of_text(TextPiece& piece) {
     const std::string& separator = options.separator;
-    // Where the end of the bytes at hand may be the start of a separator, no cut may fall.
-    const size_t tail = separator.empty() ? 0 : separator.size() - 1;
+    // Where the end of the bytes at hand may be the start of a separator or of a token, no cut may fall.
+    const size_t tail = std::max(separator.empty() ? 0 : separator.size() - 1, context());
     size_t scanned = 0;
     for (size_t window = static_cast<size_t>(options.piece_bytes);; window *= 2) {
       window = std::min(window, static_cast<size_t>(kMaxPiece));
@@ -194,7 +168,7 @@ struct TextReader::State {
         close();
         return any;
       }
-      const size_t taken = cut(text.substr(0, window));
+      const size_t taken = cut(text, window);
       if (taken > 0) {
         const int64_t at = offset;
         piece = {take(taken), false};
@@ -210,15 +184,37 @@ struct TextReader::State {
     const int64_t at = offset;
     piece = {take(bytes), true};
     check_utf8(piece.text, at);
-    begin += separator_bytes;
-    offset += static_cast<int64_t>(separator_bytes);
+    advance(separator_bytes);
     const bool any = document_open || !piece.text.empty();
     document_open = false;
     return any;
   }
 
+  size_t context() const { return options.tokenizer == nullptr ? 0 : options.tokenizer->cut_context(); }
+
+  // Of a line of JSONL that cannot be used: its document is empty.
+  void bad_line(const std::string& problem) {
+    const std::string message = fmt::format("{}:{}: {}", path, line, problem);
+    if (!options.skip_bad_lines)
+      throw DataError("{}; mend the line, or pass --skip-bad-lines to leave such lines out.", message);
+    if (skipped_lines++ == 0) first_skipped = message;
+  }
+
+  // Passes over the rest of a line that is too long to be held.
+  void skip_line() {
+    for (;;) {
+      const size_t newline = rest().find('\n');
+      advance(newline == std::string_view::npos ? rest().size() : newline + 1);
+      if (newline != std::string_view::npos) return;
+      fill(kReadBytes);
+      if (rest().empty()) return;
+    }
+  }
+
   // Moves the document of the next line to json_text; false at the end of the file.
   bool read_line() {
+    json_text.clear();
+    json_begin = 0;
     size_t newline = std::string_view::npos;
     for (size_t want = 1 << 16, scanned = 0;; want *= 2) {
       want = std::min(want, static_cast<size_t>(kMaxLine) + 1);
@@ -226,28 +222,27 @@ struct TextReader::State {
       newline = rest().find('\n', scanned);
       if (newline != std::string_view::npos || end_of_file) break;
       scanned = rest().size();
-      if (scanned > static_cast<size_t>(kMaxLine))
-        throw DataError("{}:{}: the line is longer than {} MiB; split the document.", path, line + 1,
-                        kMaxLine >> 20);
+      if (scanned > static_cast<size_t>(kMaxLine)) break;
     }
     if (rest().empty()) return false;
-    const bool last = newline == std::string_view::npos;
-    const int64_t at = offset;
-    std::string text = take(last ? rest().size() : newline + 1);
     ++line;
-    check_utf8(text, at);
-    json_text.clear();
-    json_begin = 0;
+    const size_t length = newline == std::string_view::npos ? rest().size() : newline + 1;
+    if (length > static_cast<size_t>(kMaxLine)) {
+      bad_line(fmt::format("the line is longer than {} MiB; split the document", kMaxLine >> 20));
+      skip_line();
+      return true;
+    }
+    const int64_t at = offset;
+    std::string text = take(length);
+    if (const std::string problem = utf8_problem(text, at); !problem.empty()) {
+      bad_line(problem);
+      return true;
+    }
     if (text.find_first_not_of(" \t\r\n") == text.npos) return true;
-    FieldReader reader(options.field);
-    const bool parsed = nlohmann::json::sax_parse(text, &reader);
-    if (!parsed)
-      throw DataError("{}:{}: not valid JSON: {}.", path, line,
-                      reader.error.empty() ? "nested too deeply" : reader.error);
-    if (!reader.found)
-      throw DataError("{}:{}: there is no string field \"{}\"; {}.", path, line, options.field,
-                      reader.object ? "the fields are " + reader.fields : "the line is no JSON object");
-    json_text = std::move(reader.value);
+    JsonLine read = read_json_line(text, options.field, options.replace_invalid_utf8);
+    if (!read.problem.empty()) bad_line(read.problem);
+    replacements += read.replacements;
+    json_text = std::move(read.text);
     return true;
   }
 
@@ -263,7 +258,7 @@ struct TextReader::State {
     size_t taken = text.size();
     for (auto window = static_cast<size_t>(options.piece_bytes); text.size() > window; window *= 2) {
       window = std::min(window, static_cast<size_t>(kMaxPiece));
-      taken = cut(text.substr(0, window));
+      taken = cut(text, window);
       if (taken > 0) break;
       taken = text.size();
     }
@@ -285,6 +280,9 @@ TextReader::TextReader(TextReaderOptions options) : state_(std::make_unique<Stat
       throw DataError("Cannot read input {}: {}.", path, std::strerror(errno));
     if (S_ISDIR(info.st_mode)) throw DataError("Input {} is a directory; name its files.", path);
     state_->total_bytes += info.st_size;
+    // A file of another kind is found before any work; what is in a pipe can be read only once.
+    char first;
+    if (S_ISREG(info.st_mode)) open_input(path)->read(&first, 1);
   }
   state_->options = std::move(options);
 }
@@ -313,6 +311,12 @@ int64_t TextReader::text_bytes() const {
 }
 int64_t TextReader::replacements() const {
   return state_->replacements;
+}
+int64_t TextReader::skipped_lines() const {
+  return state_->skipped_lines;
+}
+std::string TextReader::first_skipped() const {
+  return state_->first_skipped;
 }
 int64_t TextReader::unsafe_cuts() const {
   return state_->unsafe_cuts;

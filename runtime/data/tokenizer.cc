@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <filesystem>
+#include <filesystem>
 #include <thread>
 
 #include "runtime/data/tokenizer_json.h"
@@ -44,7 +46,8 @@ void parallel_for(size_t count, int threads, Work&& work) {
 Tokenizer Tokenizer::load(const std::string& path) {
   std::string text;
   try {
-    text = read_file(posix_file_system(), path, max_file_bytes);
+    // Links are followed: caches of downloaded models are made of them.
+    text = read_file(posix_file_system(), std::filesystem::canonical(path).string(), max_file_bytes);
   } catch (const std::exception& error) {
     throw DataError("Cannot read the tokenizer {}: {}", path, error.what());
   }
@@ -127,10 +130,14 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
 }
 
 std::string_view Tokenizer::token_bytes(int32_t id) const {
-  if (id < 0 || id >= vocab_size() || !model_->entries()[static_cast<size_t>(id)].exists) {
-    throw DataError("The tokenizer has no token {}: its ids go from 0 to {}.", id, vocab_size() - 1);
-  }
+  if (!has_token(id))
+    throw DataError("The tokenizer has no token {}: its ids go from 0 to {}{}.", id, vocab_size() - 1,
+                    id >= 0 && id < vocab_size() ? ", with holes" : "");
   return model_->entries()[static_cast<size_t>(id)].bytes;
+}
+
+bool Tokenizer::has_token(int32_t id) const {
+  return id >= 0 && id < vocab_size() && model_->entries()[static_cast<size_t>(id)].exists;
 }
 
 std::optional<int32_t> Tokenizer::token_id(std::string_view added_token) const {
@@ -143,11 +150,36 @@ bool Tokenizer::is_special(int32_t id) const {
   return id >= 0 && id < vocab_size() && model_->entries()[static_cast<size_t>(id)].special;
 }
 
+std::span<const std::string_view> Tokenizer::end_of_document_names() {
+  // \uFF5C and \u2581 are the bar and the space of DeepSeek's tokens.
+  static constexpr std::string_view kNames[] = {"<|endoftext|>",
+                                                "<|end_of_text|>",
+                                                "</s>",
+                                                "<eos>",
+                                                "[EOS]",
+                                                "<|eos|>",
+                                                "<EOS>",
+                                                "<|endofdocument|>",
+                                                "<\uFF5Cend\u2581of\u2581sentence\uFF5C>"};
+  return kNames;
+}
+
 std::optional<int32_t> Tokenizer::end_of_document() const {
-  for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"}) {
+  for (const std::string_view name : end_of_document_names())
     if (const auto id = token_id(name)) return id;
-  }
   return std::nullopt;
+}
+
+bool Tokenizer::may_cut(std::string_view text, size_t at) const {
+  return model_->may_cut(text, at);
+}
+
+bool Tokenizer::straddles(std::string_view text, size_t at) const {
+  return model_->straddles(text, at);
+}
+
+size_t Tokenizer::cut_context() const {
+  return model_->cut_context();
 }
 
 }  // namespace transxssm

@@ -40,15 +40,23 @@ class Tokenizer {
                                                  int threads) const;
 
   // The bytes of the ids joined: decode(encode(x)) is x (NFC of x with that normalizer). May end inside a
-  // code point when the ids do. DataError for an id without a token.
+  // code point when the ids do. DataError for an id without a token (has_token).
   std::string decode(std::span<const int32_t> ids) const;
   std::string_view token_bytes(int32_t id) const;  // valid as long as a copy of this tokenizer lives
 
+  bool has_token(int32_t id) const;  // ids may have holes
   std::optional<int32_t> token_id(
       std::string_view added_token) const;  // of an added (for example special) token
   bool is_special(int32_t id) const;
-  std::optional<int32_t> end_of_document()
-      const;  // <|endoftext|>, <|end_of_text|>, </s> or <eos>: the first there is
+  // The first there is of end_of_document_names() among the added tokens.
+  std::optional<int32_t> end_of_document() const;
+  static std::span<const std::string_view> end_of_document_names();
+
+  // Where a text may be cut without changing an id, and how much of it has to be seen for that: see
+  // text_reader.h, which alone knows the places worth asking about.
+  bool may_cut(std::string_view text, size_t at) const;
+  bool straddles(std::string_view text, size_t at) const;  // an added token lies across text[at]
+  size_t cut_context() const;                              // bytes
 
  private:
   std::shared_ptr<const TokenizerModel> model_;

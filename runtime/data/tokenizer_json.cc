@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace transxssm {
 namespace {
@@ -13,8 +14,15 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;  // for writing: reading large objects into it is quadratic
 
-constexpr int max_depth = 32;
+constexpr int64_t kMaxBytes = int64_t{64} << 20;
+constexpr int kMaxDepth = 32;
+constexpr int64_t kMaxValues = 4'000'000;
 constexpr int64_t max_id = (1 << 22) - 1;  // tables are as long as the highest id
+
+// What readers of merges as text pass over.
+bool is_comment(std::string_view merge) {
+  return merge.starts_with("#version");
+}
 
 // Reads one file; every refusal names the file and the JSON path.
 class Parser {
@@ -22,7 +30,8 @@ class Parser {
   Parser(const std::string& name, TokenizerSpec& spec) : name_(name), spec_(spec) {}
 
   void parse(std::string_view text) {
-    const Json root = parse_json(text);
+    const Json root = parse_json<DataError>(
+        text, name_, {.max_bytes = kMaxBytes, .max_depth = kMaxDepth, .max_values = kMaxValues});
     object(root, "the file",
            {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
             "post_processor", "decoder", "model"});
@@ -42,18 +51,6 @@ class Parser {
  private:
   [[noreturn]] void refuse(const std::string& path, const std::string& reason) const {
     throw DataError("{}: {} {}.", name_, path, reason);
-  }
-
-  Json parse_json(std::string_view text) const {
-    auto limit_depth = [&](int depth, Json::parse_event_t, Json&) {
-      if (depth > max_depth) refuse("the JSON", fmt::format("is nested deeper than {} levels", max_depth));
-      return true;
-    };
-    try {
-      return Json::parse(text, limit_depth);
-    } catch (const Json::exception& error) {
-      refuse("the JSON", fmt::format("cannot be read: {}", error.what()));
-    }
   }
 
   // An object with no other keys than these: an unknown key may change the ids.
@@ -148,7 +145,7 @@ class Parser {
       std::string left, right;
       if (merge.is_string()) {
         const auto& text = merge.get_ref<const std::string&>();
-        if (text.starts_with("#version")) continue;
+        if (is_comment(text)) continue;
         const size_t space = text.find(' ');
         if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
           refuse(path, "must be two tokens with one space between them");
@@ -344,9 +341,19 @@ std::string write_tokenizer_json(const TokenizerSpec& spec) {
     entries.Container::emplace_back(token, id);
     names.emplace(id, token);
   }
-  OrderedJson merges = OrderedJson::array();  // as "a b": older readers know only this form
-  for (const auto& [left, right] : spec.merges)
-    merges.push_back(fmt::format("{} {}", names.at(left), names.at(right)));
+  // As "a b", which older readers know too, unless a merge would read back as another or as a comment.
+  const bool as_text = std::all_of(spec.merges.begin(), spec.merges.end(), [&](const auto& merge) {
+    const std::string_view left = names.at(merge.first), right = names.at(merge.second);
+    return !is_comment(left) && !is_comment(fmt::format("{} {}", left, right)) &&
+           left.find(' ') == left.npos && right.find(' ') == right.npos;
+  });
+  OrderedJson merges = OrderedJson::array();
+  for (const auto& [left, right] : spec.merges) {
+    if (as_text)
+      merges.push_back(fmt::format("{} {}", names.at(left), names.at(right)));
+    else
+      merges.push_back(OrderedJson::array({names.at(left), names.at(right)}));
+  }
   const OrderedJson root = {{"version", "1.0"},
                             {"truncation", nullptr},
                             {"padding", nullptr},

@@ -5,6 +5,7 @@
 #include "runtime/data/byte_symbols.h"
 #include "runtime/data/nfc.h"
 #include "runtime/data/pretokenizer.h"
+#include "runtime/data/utf8.h"
 
 namespace transxssm {
 namespace {
@@ -17,12 +18,8 @@ bool is_cut(std::string_view text, size_t i) {
   return text[i] == ' ' && i > 0 && is_ascii_letter(text[i - 1]);
 }
 
-bool holds_cut(std::string_view content) {
-  for (size_t i = 1; i < content.size(); ++i) {
-    if (is_cut(content, i)) return true;
-  }
-  return false;
-}
+// Composing shortens text: so many bytes before and after may be needed to see one composed byte.
+constexpr size_t kDecomposedBytes = 12;
 
 BpeEncoder make_encoder(const TokenizerSpec& spec) {
   std::unordered_map<std::string_view, int32_t> ids;
@@ -85,7 +82,7 @@ TokenizerModel::TokenizerModel(TokenizerSpec spec, const std::string& name)
   };
   for (const auto& [token, id] : spec_.vocab)
     entry(id) = {symbols_to_bytes(token).value_or(token), true, false};
-  may_cut_ = spec_.split.has_value() || spec_.use_regex;
+  splits_ = spec_.split.has_value() || spec_.use_regex;
   // Special tokens first: where the normalizer makes two contents equal, the first one added counts.
   for (bool special : {true, false}) {
     for (const AddedToken& token : spec_.added_tokens) {
@@ -96,7 +93,6 @@ TokenizerModel::TokenizerModel(TokenizerSpec spec, const std::string& name)
       const std::string_view content =
           token.normalized && spec_.nfc ? nfc(token.content, buffer) : token.content;
       (token.normalized ? normalized_tokens_ : raw_tokens_).add(content, token.id);
-      may_cut_ = may_cut_ && !holds_cut(content);
     }
   }
 }
@@ -125,12 +121,42 @@ void TokenizerModel::encode_byte_level(std::string_view text, std::vector<int32_
   for_each_piece(SplitPattern::gpt2, text, [&](std::string_view piece) { encoder_.encode(piece, ids); });
 }
 
+bool TokenizerModel::straddles(std::string_view text, size_t at) const {
+  if (raw_tokens_.straddles(text, at)) return true;
+  if (normalized_tokens_.empty()) return false;
+  if (!spec_.nfc) return normalized_tokens_.straddles(text, at);
+  // Nothing composes over a cut that stands beside a space or a newline, so the sides are normalized alone.
+  const auto is_start = [&](size_t i) {
+    return i == text.size() || (static_cast<unsigned char>(text[i]) & 0xC0) != 0x80;
+  };
+  size_t begin = at - std::min(at, cut_context()), end = std::min(text.size(), at + cut_context());
+  while (begin < at && !is_start(begin)) ++begin;
+  while (end > at && !is_start(end)) --end;
+  std::string left(text.substr(begin, at - begin)), right(text.substr(at, end - at)), buffer;
+  replace_ill_formed(left);  // the text may not have been checked yet
+  replace_ill_formed(right);
+  std::string joined(nfc(left, buffer));
+  const size_t middle = joined.size();
+  joined += nfc(right, buffer);
+  return normalized_tokens_.straddles(joined, middle);
+}
+
+size_t TokenizerModel::cut_context() const {
+  const size_t normalized = normalized_tokens_.longest() * (spec_.nfc ? kDecomposedBytes : 1);
+  return std::max(raw_tokens_.longest(), normalized) + 4;
+}
+
+bool TokenizerModel::may_cut(std::string_view text, size_t at) const {
+  if (!splits_ || (spec_.add_prefix_space && text[at] != ' ')) return false;
+  return !straddles(text, at);
+}
+
 // Both patterns begin a new piece at a space after a letter, NFC never changes a space, and what comes before
 // is scanned without looking further; so it is enough that no added token reaches over the cut.
 size_t TokenizerModel::safe_cut(std::string_view text, size_t from) const {
-  if (!may_cut_) return text.size();
+  if (!splits_) return text.size();
   for (size_t i = from; i < text.size(); ++i) {
-    if (is_cut(text, i)) return i;
+    if (is_cut(text, i) && may_cut(text, i)) return i;
   }
   return text.size();
 }

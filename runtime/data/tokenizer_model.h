@@ -30,6 +30,12 @@ class TokenizerModel {
   // merges.
   void encode(std::string_view text, std::vector<int32_t>& ids) const;
 
+  // Whether an added token lies across text[at], so that a cut there would change ids.
+  bool straddles(std::string_view text, size_t at) const;
+  // Whether the text may be cut at `at`, before a space that follows an ASCII letter or digit or after a lone
+  // newline, without changing an id. Looks at cut_context() bytes on either side; they may be ill-formed.
+  bool may_cut(std::string_view text, size_t at) const;
+  size_t cut_context() const;
   // A place in [from, text.size()] where the text may be cut without changing any id; text.size() if there is
   // none.
   size_t safe_cut(std::string_view text, size_t from) const;
@@ -43,7 +49,7 @@ class TokenizerModel {
   std::unordered_map<std::string, int32_t> added_ids_;
   AddedTokenMatcher raw_tokens_, normalized_tokens_;
   BpeEncoder encoder_;
-  bool may_cut_ = false;
+  bool splits_ = false;  // a pre-tokenizer cuts the text into pieces
 };
 
 }  // namespace transxssm

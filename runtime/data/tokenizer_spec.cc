@@ -11,6 +11,8 @@
 namespace transxssm {
 namespace {
 
+constexpr size_t kMaxAddedToken = 4096;
+
 void check_byte_symbols(const std::unordered_map<std::string_view, int32_t>& ids, const std::string& name) {
   for (unsigned byte = 0; byte < 256; ++byte) {
     const std::string symbol = bytes_to_symbols(std::string(1, static_cast<char>(byte)));
@@ -34,6 +36,9 @@ void check_added_tokens(const TokenizerSpec& spec, const std::unordered_map<std:
     if (token.content.empty() || !seen.insert(token.content).second) {
       throw DataError("{}: added_tokens[{}].content is empty or there twice.", name, i);
     }
+    if (token.content.size() > kMaxAddedToken)  // looking for it takes time in proportion to its length
+      throw DataError("{}: added_tokens[{}].content has {} bytes; {} are the most.", name, i,
+                      token.content.size(), kMaxAddedToken);
     const auto known = ids.find(token.content);
     const int32_t expected = known != ids.end() ? known->second : next;
     if (token.id != expected) {

@@ -224,7 +224,7 @@ TEST(TextReader, JsonLines) {
   EXPECT_THAT(
       error("{\"text\": \"a\"}\n{\"txt\": \"b\", \"id\": 3}\n"),
       testing::AllOf(HasSubstr("b.jsonl:2: there is no string field \"text\""), HasSubstr("txt, id")));
-  EXPECT_THAT(error("{\"text\": 3}"), HasSubstr("b.jsonl:1: there is no string field"));
+  EXPECT_THAT(error("{\"text\": 3}"), HasSubstr("b.jsonl:1: the field \"text\" is a number"));
   EXPECT_THAT(error("\"text\""), HasSubstr("no JSON object"));
   EXPECT_THAT(error("{\"text\": \"a\"\n"), HasSubstr("b.jsonl:1: not valid JSON"));
   EXPECT_THAT(error("{\"text\": \"a\"} {\"text\": \"b\"}\n"), HasSubstr("not valid JSON"));
