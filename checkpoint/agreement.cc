@@ -60,9 +60,10 @@ std::vector<std::string> gather_problems(Communicator& comm, const std::string& 
 
 FromRankZero run_on_rank_zero(Communicator& comm, const std::function<std::string()>& fn) {
   FromRankZero result;
-  if (comm.rank() == 0) {
-    result.problem = problem_of([&] { result.value = fn(); });
-  }
+  comm.work("checkpoint", comm.rank() == 0 ? std::function<void()>([&] {
+              result.problem = problem_of([&] { result.value = fn(); });
+            })
+                                           : nullptr);
   broadcast_bytes(comm, result.problem, 0);
   broadcast_bytes(comm, result.value, 0);
   return result;

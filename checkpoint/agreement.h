@@ -20,7 +20,8 @@ std::string problem_of(const std::function<void()>& fn);
 // One entry "rank 3: ..." for each rank whose problem is not empty, the same on every rank.
 std::vector<std::string> gather_problems(Communicator& comm, const std::string& problem);
 
-// What rank 0's fn returned, on every rank; or, in `problem`, why it could not.
+// What rank 0's fn returned, on every rank; or, in `problem`, why it could not. The others wait as in
+// Communicator::work: for as long as rank 0 takes.
 struct FromRankZero {
   std::string problem;
   std::string value;

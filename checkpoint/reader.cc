@@ -193,7 +193,8 @@ LoadedCheckpoint load_checkpoint(Communicator& comm, FileSystem& files, const st
                                  std::span<const CheckpointTensor> targets) {
   const Index index = read_index(comm, files, path);
   check_targets(comm, index, targets);
-  const std::string problem = problem_of([&] {
+  std::string problem;
+  const auto read = [&] {
     for (int s = comm.rank(); s < index.manifest.num_shards(); s += comm.size()) {
       DataFile(files, index, s).check_header();
     }
@@ -201,7 +202,8 @@ LoadedCheckpoint load_checkpoint(Communicator& comm, FileSystem& files, const st
     for (const CheckpointTensor& target : targets) {
       if (target.data.num_elements() > 0) reader.read(target);
     }
-  });
+  };
+  comm.work("load", [&] { problem = problem_of(read); });
   const std::vector<std::string> problems = gather_problems(comm, problem);
   if (problems.empty()) return summary(index);
   const FromRankZero hint = run_on_rank_zero(comm, [&] { return fallback_hint(files, path); });

@@ -268,8 +268,11 @@ std::string save_checkpoint(Communicator& comm, FileSystem& files, const std::st
   const std::string temporary = checkpoints_dir + "/" + aside_name(Aside::writing, step, uuid);
 
   Written mine;
-  mine.problem = save_problem(files, checkpoints_dir, plan.bytes,
-                              [&] { mine = write_shard(files, temporary, comm.rank(), plan.mine); });
+  const auto write = [&] {
+    mine.problem = save_problem(files, checkpoints_dir, plan.bytes,
+                                [&] { mine = write_shard(files, temporary, comm.rank(), plan.mine); });
+  };
+  comm.work("save", write);
   std::vector<std::string> problems;
   Manifest manifest{uuid, state, text.model_config, plan.tensors, written_files(comm, mine, problems)};
   if (manifest.state.wall_time_ns == 0) {
@@ -288,14 +291,15 @@ std::string save_checkpoint(Communicator& comm, FileSystem& files, const std::st
     });
     if (!committed.problem.empty()) problems.push_back("rank 0: " + committed.problem);
   }
-  if (comm.rank() == 0) {
+  const auto clean_up = [&] {
     if (problems.empty()) {
       tidy(files, checkpoints_dir, manifest, retention);
     } else {
       remove_temporary(files, temporary);
     }
-  }
-  comm.barrier();  // nobody starts the next save, or reports a failure, before this one is cleaned up
+  };
+  // Nobody starts the next save, or reports a failure, before this one is cleaned up.
+  comm.work("save", comm.rank() == 0 ? std::function<void()>(clean_up) : nullptr);
   if (!problems.empty()) fail(step, join(problems, "; "));
   return checkpoints_dir + "/" + step_name(step);
 }

@@ -22,7 +22,7 @@ packages=(
   zlib1g-dev libzstd-dev                                    # compressed text
   libspdlog-dev libfmt-dev                                  # log
   libboost-dev libboost-context-dev                         # oracles in tests; fibers of the emulated GPU
-  libgtest-dev libgmock-dev                                 # tests
+  libgtest-dev libgmock-dev iproute2                        # tests; hosts made of network namespaces
 )
 format_check=(clang-format)
 

@@ -1,6 +1,7 @@
 #include "launch/run_start.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "launch/plan.h"
 #include "launch/training_data.h"
@@ -15,7 +16,6 @@ namespace {
 // --resume auto would take up the other one.
 void refuse_later_checkpoints(FileSystem& files, const std::string& checkpoints, const std::string& resume,
                               int64_t start) {
-  if (resume == "auto") return;
   for (const CheckpointInfo& info : list_checkpoints(files, checkpoints))
     if (info.valid && info.step > start)
       throw UsageError(
@@ -76,7 +76,10 @@ RunStart find_start(const TrainConfig& config, const RunInputs& inputs, Communic
       config.checkpoint().fallback() == "previous" ? Fallback::previous : Fallback::stop;
   const auto path = select_checkpoint(world, files, checkpoints, resume, fallback);
   if (path) start.checkpoint = read_manifest(world, files, *path);
-  refuse_later_checkpoints(files, checkpoints, resume, path ? start.checkpoint->state.step : 0);
+  const auto refuse = [&] {
+    refuse_later_checkpoints(files, checkpoints, resume, path ? start.checkpoint->state.step : 0);
+  };
+  if (resume != "auto") world.work("files", world.rank() == 0 ? refuse : std::function<void()>());
   if (path) {
     const LoadedCheckpoint& saved = *start.checkpoint;
     start.plan = plan_resume(config, state, saved);
@@ -94,8 +97,11 @@ RunStart find_start(const TrainConfig& config, const RunInputs& inputs, Communic
       state.tokenizer_digest = saved.state.tokenizer_digest;
     }
     start.own = path->starts_with(checkpoints + "/");
-    double evaluated =
-        start.own && world.rank() == 0 && has_validation(files, config.log().run_directory(), state.step);
+    double evaluated = 0;
+    const auto look = [&] {
+      evaluated = start.own && has_validation(files, config.log().run_directory(), state.step);
+    };
+    world.work("files", world.rank() == 0 ? look : std::function<void()>());
     world.broadcast(Tensor(&evaluated, DType::f64, {1}), 0);
     start.evaluated = evaluated != 0;
   } else {

@@ -52,10 +52,10 @@ class TrainingRun {
     trainer_.emplace(config_, world_, stream_);
     trainer_->set_learning_rate(start_.plan.learning_rate);
     if (start_.checkpoint) load(*start_.checkpoint);
-    if (world_.rank() == 0) {
+    on_rank_zero([&] {
       write_file_atomically(files_, run_directory_ + "/config.textproto", start_.text.config_textproto);
       metrics_.emplace(run_directory_, state_.step + 1, facts());
-    }
+    });
     tokens_at_start_ = state_.consumed_tokens;
     last_log_ = begin_ = Clock::now();
     // A start that was stopped right after its save had no time for this.
@@ -71,8 +71,8 @@ class TrainingRun {
     }
     save(true);
     validate(config_.log().final_validation_rows());
+    on_rank_zero([&] { report(); });
     if (world_.rank() == 0) {
-      report();
       log_info("done: {} steps, {} tokens; checkpoint {}, report {}/report.html", state_.step,
                format_count(state_.consumed_tokens), last_saved_, run_directory_);
     }
@@ -97,9 +97,14 @@ class TrainingRun {
     return true;
   }
 
+  // For files: the others wait, for as long as rank 0 takes.
+  void on_rank_zero(const std::function<void()>& fn) const {
+    world_.work("files", world_.rank() == 0 ? fn : nullptr);
+  }
+
   // Everything that can be wrong with the run directory is found before step 1.
   void prepare_directory() {
-    if (world_.rank() == 0) {
+    on_rank_zero([&] {
       try {
         create_directories(files_, checkpoints_);
         if (names_of_checkpoints() != seen_)
@@ -108,7 +113,7 @@ class TrainingRun {
       } catch (const std::system_error& error) {
         throw CheckpointSaveError("checkpoints cannot be kept in {}: {}", checkpoints_, error.what());
       }
-    }
+    });
     check_writable(world_, files_, checkpoints_, 2 * make_plan(config_).checkpoint_bytes);
   }
 
@@ -234,7 +239,7 @@ class TrainingRun {
       log_warning("{} Training goes on; {} of at most {} saves in a row failed.", error.what(), failed_saves_,
                   config_.checkpoint().max_failed_saves());
     }
-    if (world_.rank() == 0) report();
+    on_rank_zero([&] { report(); });
     last_log_ = Clock::now();
     steps_since_log_ = 0;
   }

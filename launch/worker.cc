@@ -1,23 +1,26 @@
 #include "launch/worker.h"
 
 #include <fmt/format.h>
-#include <mpi.h>
 #include <omp.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <new>
 #include <set>
 #include <thread>
 
+#include "parallel/device_transport.h"
 #include "parallel/local.h"
 #include "parallel/mpi_communicator.h"
+#include "parallel/shared_segment.h"
 #include "runtime/error.h"
 #include "runtime/log.h"
 
@@ -40,6 +43,32 @@ int granted_cores() {
 
 int number_or(const char* text, int otherwise) {
   return text != nullptr && *text != '\0' ? std::atoi(text) : otherwise;
+}
+
+// Where a rank runs.
+struct Seat {
+  uint64_t number;  // of its host
+  std::string host;
+  cpu_set_t cores;  // that it may run on
+};
+
+// Of all ranks. Collective.
+std::vector<Seat> gather_seats(Communicator& world, const Seat& mine) {
+  struct Message {
+    uint64_t number;
+    std::array<char, 64> host;
+    cpu_set_t cores;
+  };
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(Message));
+  Message message{mine.number, {}, mine.cores};
+  mine.host.copy(message.host.data(), message.host.size() - 1);
+  std::vector<Message> all(static_cast<size_t>(world.size()));
+  const Uncounted preparation(world);
+  world.all_gather(Tensor(&message, DType::u8, {kBytes}),
+                   Tensor(all.data(), DType::u8, {world.size() * kBytes}));
+  std::vector<Seat> seats;
+  for (const Message& m : all) seats.push_back({m.number, m.host.data(), m.cores});
+  return seats;
 }
 
 struct Failure {
@@ -77,7 +106,7 @@ int end_job(const Failure& failure, int rank, int size, const std::string& host)
   }
   const std::string who = failure.code == ExitCode::usage || size == 1 || rank > 0 ? "" : "rank 0: ";
   log_error("{}{} ({}exit code {})", who, failure.message, size > 1 ? "on " + host + ", " : "", code);
-  if (size > 1) MPI_Abort(MPI_COMM_WORLD, code);
+  if (size > 1) abort_mpi(code);
   return code;
 }
 
@@ -126,6 +155,7 @@ Worker::Worker() {
   char name[256] = {};
   gethostname(name, sizeof name - 1);
   host_ = name;
+  hosts_ = {host_};
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_SET(0, &set);
@@ -134,20 +164,19 @@ Worker::Worker() {
   int host_rank = 0;
   mpi_ = launched_rank(std::getenv).mpi;
   if (mpi_) {
-    int level = 0;
-    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &level);
-    if (level < MPI_THREAD_FUNNELED)
+    if (!start_mpi())
       throw UsageError("MPI offers no MPI_THREAD_FUNNELED; build it with support for threads");
-    MPI_Comm host;
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
-    MPI_Comm_rank(host, &host_rank);
-    MPI_Comm_size(host, &num_local_ranks_);
-    std::vector<cpu_set_t> sets(static_cast<size_t>(num_local_ranks_));
-    MPI_Allgather(&set, sizeof set, MPI_BYTE, sets.data(), sizeof set, MPI_BYTE, host);
-    MPI_Comm_free(&host);
-    allowed.clear();
-    for (const cpu_set_t& other : sets) allowed.push_back(cores_in(other));
     world_ = mpi_world();
+    const std::vector<Seat> seats = gather_seats(*world_, {host_number(), host_, set});
+    allowed.clear();
+    hosts_.clear();
+    for (size_t r = 0; r < seats.size(); ++r) {
+      hosts_.push_back(seats[r].host);
+      if (seats[r].number != host_number()) continue;
+      if (static_cast<int>(r) < world_->rank()) ++host_rank;
+      allowed.push_back(cores_in(seats[r].cores));
+    }
+    num_local_ranks_ = static_cast<int>(allowed.size());
   } else {
     world_ = single_rank();
   }
@@ -161,8 +190,9 @@ Worker::Worker() {
 }
 
 Worker::~Worker() {
+  const std::chrono::nanoseconds limit = world_->timeout();
   world_.reset();
-  if (mpi_) MPI_Finalize();
+  if (mpi_) finish_mpi(limit);
 }
 
 int Worker::take_threads(int requested, bool pin) {
@@ -178,6 +208,33 @@ int Worker::take_threads(int requested, bool pin) {
     threads = std::min(threads, std::max(1, granted / num_local_ranks_));
   omp_set_num_threads(threads);
   return threads;
+}
+
+std::string tensor_groups_apart(const std::vector<std::string>& hosts, int tp) {
+  const auto size = static_cast<size_t>(tp);
+  size_t apart = 0;
+  std::string example;
+  for (size_t first = 0; first + size <= hosts.size(); first += size) {
+    const std::vector<std::string> group(hosts.begin() + static_cast<std::ptrdiff_t>(first),
+                                         hosts.begin() + static_cast<std::ptrdiff_t>(first + size));
+    const std::set<std::string> names(group.begin(), group.end());
+    if (names.size() == 1) continue;
+    if (apart++ == 0)
+      example = fmt::format("ranks {} to {}, on {}", first, first + size - 1, fmt::join(names, ", "));
+  }
+  if (apart == 0) return "";
+  std::map<std::string, int> ranks_of;
+  for (const std::string& host : hosts) ++ranks_of[host];
+  int fewest = static_cast<int>(hosts.size());
+  for (const auto& [host, ranks] : ranks_of) fewest = std::min(fewest, ranks);
+  return fmt::format(
+      "{} tensor-parallel group{} span{} hosts ({}{}): every layer waits for the network. {}", apart,
+      apart == 1 ? "" : "s", apart == 1 ? "s" : "", apart == 1 ? "" : "such as ", example,
+      fewest < tp
+          ? fmt::format("Set parallel.tp to at most the ranks of a host ({}), or start more ranks on each.",
+                        fewest)
+          : "Let consecutive ranks share a host, a multiple of parallel.tp of them (mpirun --map-by slot, or "
+            "--map-by ppr:N:node).");
 }
 
 int run_worker(const std::function<int(Worker&)>& body) {

@@ -27,6 +27,7 @@ class Worker {
   int local_rank() const { return local_rank_; }  // among the ranks of this host
   int num_local_ranks() const { return num_local_ranks_; }
   const std::string& host() const { return host_; }
+  const std::vector<std::string>& hosts() const { return hosts_; }  // of all ranks
 
   // How many threads this rank may use: `requested`, or for 0 its share of the host's cores. With `pin` the
   // calling thread, and all that it starts from now on, stay on this rank's own cores, where there are enough
@@ -39,6 +40,7 @@ class Worker {
   int local_rank_ = 0;
   int num_local_ranks_ = 1;
   std::string host_;
+  std::vector<std::string> hosts_;
   std::vector<int> cores_;  // this rank's
   bool cores_shared_ = false;
 };
@@ -47,6 +49,10 @@ class Worker {
 // code. An exception ends the job: it is printed once with its rank and exit code, and all ranks end with
 // that code. A communication time-out also prints what every rank was doing.
 int run_worker(const std::function<int(Worker&)>& body);
+
+// What to tell the user where ranks of one tensor-parallel group run on different hosts, whose every layer
+// then waits for the network; "" where none do. `hosts`: of all ranks, tp innermost.
+std::string tensor_groups_apart(const std::vector<std::string>& hosts, int tp);
 
 using Environment = std::function<const char*(const char*)>;  // as std::getenv
 

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = int64_t{256}
                                 << 10;  // of a reduction's messages: fits a core's cache with its sum
+constexpr int64_t kSmallBytes = int64_t{16} << 10;  // up to here rows are gathered in few messages
 }  // namespace
 
 Request& Request::operator=(Request&& other) noexcept {
@@ -154,13 +155,10 @@ void Communicator::check_same_collective(int64_t bytes, int64_t detail) {
   };
   Signature mine{{}, bytes, detail, num_collectives_ - 1};
   std::string_view(operation_).copy(mine.operation.data(), mine.operation.size() - 1);
-  std::vector<Signature> all(static_cast<size_t>(size()));
-  for (int r = 0; r < size(); ++r) {
-    if (r == rank()) continue;
-    posted_.push_back({start_receive(Channel::collective, &all[static_cast<size_t>(r)], sizeof(mine), r), r});
-    posted_.push_back({start_send(Channel::collective, &mine, sizeof(mine), r), r});
-  }
-  finish_posted();
+  std::vector<Signature> all(static_cast<size_t>(size()), mine);
+  const Traffic payload = traffic_;
+  gather_in_rounds(reinterpret_cast<std::byte*>(all.data()), sizeof(mine));
+  traffic_ = payload;
   for (int r = 0; r < size(); ++r) {
     const Signature& other = all[static_cast<size_t>(r)];
     if (r == rank() || other == mine) continue;
@@ -283,12 +281,30 @@ void Communicator::all_gather(const Tensor& input, const Tensor& output) {
     count_sent((size() - 1) * bytes);
     return shared->all_gather(input, output);
   }
+  if (bytes <= kSmallBytes) return gather_in_rounds(out, bytes);
   for (int r = 0; r < size(); ++r) {
     if (r == rank()) continue;
     post_receive(out + r * bytes, bytes, r);
     post_send(out + rank() * bytes, bytes, r);
   }
   finish_posted();
+}
+
+// After a round a rank has twice as many rows, its own and those of the ranks behind it (Bruck et al. 1997):
+// as many bytes as by a message for each row, in log2(n) messages.
+void Communicator::gather_in_rounds(std::byte* all, int64_t bytes) {
+  const int n = size(), me = rank();
+  const auto row = [bytes](int r) { return static_cast<size_t>(r * bytes); };
+  if (chunks_.size() < row(n)) chunks_.resize(row(n));
+  std::memcpy(chunks_.data(), all + row(me), row(1));
+  for (int have = 1; have < n; have *= 2) {
+    const int count = std::min(have, n - have);
+    post_receive(chunks_.data() + row(have), count * bytes, (me + have) % n);
+    post_send(chunks_.data(), count * bytes, (me + n - have) % n);
+    finish_posted();
+  }
+  std::memcpy(all + row(me), chunks_.data(), row(n - me));
+  std::memcpy(all, chunks_.data() + row(n - me), row(me));
 }
 
 void Communicator::broadcast(const Tensor& x, int root) {
@@ -302,13 +318,17 @@ void Communicator::broadcast(const Tensor& x, int root) {
     if (rank() == root) count_sent((size() - 1) * x.num_bytes());
     return shared->broadcast(x, root);
   }
-  if (rank() == root) {
-    for (int r = 0; r < size(); ++r) {
-      if (r != root) post_send(x.raw(), x.num_bytes(), r);
-    }
-  } else {
-    post_receive(x.raw(), x.num_bytes(), root);
+  // Along a binomial tree: a rank is told by the one whose distance from the root lacks its own's lowest bit.
+  const int n = size(), distance = (rank() - root + n) % n;
+  const auto at = [&](int d) { return (root + d) % n; };
+  int bit = 1;
+  while (bit < n && (distance & bit) == 0) bit *= 2;
+  if (distance != 0) {
+    post_receive(x.raw(), x.num_bytes(), at(distance - bit));
+    finish_posted();
   }
+  for (bit /= 2; bit > 0; bit /= 2)
+    if (distance + bit < n) post_send(x.raw(), x.num_bytes(), at(distance + bit));
   finish_posted();
 }
 
@@ -327,22 +347,28 @@ void Communicator::barrier() {
 }
 
 std::unique_ptr<Communicator> Communicator::split(int color, int key) {
-  std::array<int32_t, 3> mine{color, key, world_rank(rank())};
-  std::vector<int32_t> all(static_cast<size_t>(size()) * 3);
+  struct Wish {
+    int32_t color, key, world_rank, free_number;
+  };
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(Wish));
+  Wish mine{color, key, world_rank(rank()), free_group_number()};
+  std::vector<Wish> all(static_cast<size_t>(size()));
   const Traffic payload = traffic_;  // what makes groups is not the program's payload
-  all_gather(Tensor(mine.data(), DType::i32, {3}), Tensor(all.data(), DType::i32, {size(), 3}));
+  all_gather(Tensor(&mine, DType::u8, {kBytes}), Tensor(all.data(), DType::u8, {size() * kBytes}));
   traffic_ = payload;
+  int number = 0;
+  for (const Wish& wish : all) number = std::max(number, wish.free_number);
   std::vector<int> members;
   for (int r = 0; r < size(); ++r) {
-    if (color >= 0 && all[static_cast<size_t>(r) * 3] == color) members.push_back(r);
+    if (color >= 0 && all[static_cast<size_t>(r)].color == color) members.push_back(r);
   }
   std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
-    return all[static_cast<size_t>(a) * 3 + 1] < all[static_cast<size_t>(b) * 3 + 1];
+    return all[static_cast<size_t>(a)].key < all[static_cast<size_t>(b)].key;
   });
-  std::unique_ptr<Communicator> group = make_group(color, key, members);
+  std::unique_ptr<Communicator> group = make_group(color, number, members);
   if (group == nullptr) return nullptr;
   group->settings_ = settings_;
-  for (int member : members) group->world_ranks_.push_back(all[static_cast<size_t>(member) * 3 + 2]);
+  for (int member : members) group->world_ranks_.push_back(all[static_cast<size_t>(member)].world_rank);
   if (device_ != nullptr) group->device_ = device_->make_group(*group);
   return group;
 }

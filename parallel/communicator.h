@@ -10,6 +10,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -47,6 +48,11 @@ class Awaited {
   virtual bool poll() = 0;
   // After a poll: this rank of the communicator is still waited for.
   virtual bool is_missing(int rank) const = 0;
+  // The time limit runs from here: from the wait's start, unless there are signs of life.
+  using TimePoint = std::chrono::steady_clock::time_point;
+  virtual TimePoint last_sign(TimePoint start) const { return start; }
+  // The rank has nothing else to do meanwhile, which observers are told.
+  virtual bool is_idle() const { return true; }
 };
 
 // One message under way, owned by the communicator that started it.
@@ -133,6 +139,13 @@ class Communicator {
   void all_gather(const Tensor& input, const Tensor& output);
   void broadcast(const Tensor& x, int root);  // any dtype
   void barrier();
+  // Work of a rank that is no communication and may take long, such as files: where it has some, `fn`.
+  // Returns when every rank's is done. The time limit is for signs of life, which ranks exchange along a tree
+  // meanwhile, not for the work; but a rank that has worked for kWorkLimit gives none any more. `fn` runs on
+  // another thread and must not communicate; where it throws, so does this at once, and the other ranks are
+  // left.
+  void work(const char* operation, const std::function<void()>& fn = {});
+  static constexpr std::chrono::hours kWorkLimit{1};
 
   // Name in messages, such as "tp" or "pp 0->1".
   const std::string& name() const { return name_; }
@@ -163,12 +176,15 @@ class Communicator {
   // channel arrive in the order sent.
   virtual Transfer* start_send(Channel channel, const void* data, int64_t bytes, int destination) = 0;
   virtual Transfer* start_receive(Channel channel, void* data, int64_t bytes, int source) = 0;
-  // Collective over this communicator; `members` are the ranks here of the new group in its order, empty
-  // where this rank joins none.
-  virtual std::unique_ptr<Communicator> make_group(int color, int key, const std::vector<int>& members) = 0;
+  // A number that no group split here with this rank has, nor any later one unless make_group tells it.
+  virtual int free_group_number() const = 0;
+  // Without communication; `members` are the ranks here of the new group in its order, empty where this rank
+  // joins none. The groups of one split share `number`, which is free on all ranks here.
+  virtual std::unique_ptr<Communicator> make_group(int color, int number,
+                                                   const std::vector<int>& members) = 0;
   // Throws CommunicationError where another rank is known to have failed.
   virtual void check_peers() {}
-  // Called again and again in every wait: what other transfers need of this rank meanwhile.
+  // Called again and again in every wait: moves on whatever this process has under way, on any communicator.
   virtual void progress() {}
   // All ranks are processes that can map each other's memory (shared_segment.h). The same on all of them.
   virtual bool shares_memory() const { return false; }
@@ -177,6 +193,8 @@ class Communicator {
   friend class Request;
   friend class DeviceTransport;
   friend class Uncounted;
+  class Neighbour;
+  class WorkTree;
   struct Settings {
     std::chrono::nanoseconds timeout = std::chrono::seconds(300);
     bool check_collectives = false;
@@ -197,6 +215,8 @@ class Communicator {
   void post_send(const void* data, int64_t bytes, int destination);
   void post_receive(void* data, int64_t bytes, int source);
   void check_same_collective(int64_t bytes, int64_t detail);
+  // `all` is [size(), bytes], with this rank's row in place: the others' become what they are there.
+  void gather_in_rounds(std::byte* all, int64_t bytes);
   void finish_posted();
   std::string where(const char* operation, int64_t sequence) const;
   // Cuts `input` into size() pieces, piece r starting at element r * num_elements / size(), and writes the

@@ -74,7 +74,7 @@ struct Group {
   std::vector<Mailbox> mailboxes;
   // Groups that some of their members have still to pick up, by number of the split and color.
   std::mutex mutex;
-  std::map<std::pair<int64_t, int>, std::pair<std::shared_ptr<Group>, size_t>> unclaimed;
+  std::map<std::pair<int, int>, std::pair<std::shared_ptr<Group>, size_t>> unclaimed;
 };
 
 class LocalCommunicator final : public Communicator {
@@ -92,8 +92,9 @@ class LocalCommunicator final : public Communicator {
     return start(group_->mailbox(static_cast<int>(channel), source, rank_), false, data, bytes);
   }
 
-  std::unique_ptr<Communicator> make_group(int color, int, const std::vector<int>& members) override {
-    const int64_t number = num_splits_++;
+  int free_group_number() const override { return next_group_; }
+  std::unique_ptr<Communicator> make_group(int color, int number, const std::vector<int>& members) override {
+    next_group_ = number + 1;
     if (members.empty()) return nullptr;
     std::shared_ptr<Group> child;
     {
@@ -147,7 +148,7 @@ class LocalCommunicator final : public Communicator {
 
   std::shared_ptr<Group> group_;
   int rank_;
-  int64_t num_splits_ = 0;
+  int next_group_ = 0;  // of the groups split from this one
   std::vector<std::unique_ptr<LocalTransfer>> owned_;
   std::vector<LocalTransfer*> free_;
 };

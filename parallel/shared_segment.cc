@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <fstream>
+#include <functional>
 #include <random>
 #include <string>
 #include <utility>
@@ -56,18 +58,28 @@ std::optional<SharedSegment> SharedSegment::open(const Handle& handle) {
 SharedSegment::SharedSegment(SharedSegment&& other) noexcept
     : handle_(other.handle_),
       mapping_(std::exchange(other.mapping_, nullptr)),
-      descriptor_(std::exchange(other.descriptor_, -1)) {}
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      owner_(other.owner_) {}
 
 SharedSegment& SharedSegment::operator=(SharedSegment&& other) noexcept {
   std::swap(handle_, other.handle_);
   std::swap(mapping_, other.mapping_);
   std::swap(descriptor_, other.descriptor_);
+  std::swap(owner_, other.owner_);
   return *this;
 }
 
 SharedSegment::~SharedSegment() {
-  if (mapping_ != nullptr) munmap(mapping_, static_cast<size_t>(kHeader + handle_.bytes));
+  if (mapping_ != nullptr && owner_) munmap(mapping_, static_cast<size_t>(kHeader + handle_.bytes));
   if (descriptor_ >= 0) close(descriptor_);
+}
+
+uint64_t host_number(int salt) {
+  char name[256] = "";
+  gethostname(name, sizeof(name) - 1);
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  return std::hash<std::string>{}(name + (' ' + boot) + ' ' + std::to_string(salt)) | 1;
 }
 
 std::byte* SharedSegment::data() const {

@@ -22,6 +22,8 @@ class SharedSegment {
   static std::optional<SharedSegment> create(int64_t bytes);
   // Of a process that has it still; empty where that cannot be reached: another host or container.
   static std::optional<SharedSegment> open(const Handle& handle);
+  // The same mapping, for another thread of this process; it must not outlive this one.
+  SharedSegment lend() const { return {handle_, mapping_, -1, false}; }
 
   SharedSegment(SharedSegment&& other) noexcept;
   SharedSegment& operator=(SharedSegment&& other) noexcept;
@@ -32,13 +34,18 @@ class SharedSegment {
   const Handle& handle() const { return handle_; }
 
  private:
-  SharedSegment(const Handle& handle, void* mapping, int descriptor)
-      : handle_(handle), mapping_(mapping), descriptor_(descriptor) {}
+  SharedSegment(const Handle& handle, void* mapping, int descriptor, bool owner = true)
+      : handle_(handle), mapping_(mapping), descriptor_(descriptor), owner_(owner) {}
 
   Handle handle_;
   void* mapping_;
   int descriptor_;  // of the maker, else -1
+  bool owner_;      // of the mapping
 };
+
+// The same for all processes of one host, and hardly ever for others: from the host's name, the kernel's
+// boot, and `salt`. Never 0.
+uint64_t host_number(int salt = 0);
 
 // Copies into memory that a process on another core reads next: past the caches, since a core far away gets
 // lines sooner from memory than out of this one's cache. `to` is aligned to 64 bytes.

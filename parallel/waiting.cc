@@ -61,13 +61,14 @@ void Communicator::wait_until(Awaited& awaited, const char* operation, int64_t s
     int first = 0;
     while (first + 1 < size() && !awaited.is_missing(first)) ++first;
     ObservedWait observed;
-    observed.enter({name_.c_str(), operation, sequence, world_rank(first)});
+    if (awaited.is_idle()) observed.enter({name_.c_str(), operation, sequence, world_rank(first)});
     const Clock::time_point start = Clock::now();
     while (!awaited.poll()) {
       check_peers();
       progress();
-      const Clock::duration waited = Clock::now() - start;
-      if (waited > settings_->timeout) {
+      const Clock::time_point now = Clock::now();
+      const Clock::duration waited = now - start, silence = now - awaited.last_sign(start);
+      if (silence > settings_->timeout) {
         std::vector<int> peers;
         for (int r = 0; r < size(); ++r) {
           if (awaited.is_missing(r)) peers.push_back(world_rank(r));
@@ -75,7 +76,7 @@ void Communicator::wait_until(Awaited& awaited, const char* operation, int64_t s
         std::sort(peers.begin(), peers.end());
         throw CommunicationError(
             "waited {:.1f} s for rank{} {}, which failed, hangs or runs something else: look at its log",
-            std::chrono::duration<double>(waited).count(), peers.size() > 1 ? "s" : "",
+            std::chrono::duration<double>(silence).count(), peers.size() > 1 ? "s" : "",
             fmt::join(peers, ", "));
       }
       if (waited < kYields) {

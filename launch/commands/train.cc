@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <system_error>
 
@@ -75,15 +76,17 @@ int train(const Arguments& arguments, Worker& worker) {
                                        worker.size(), shell_word(run_directory + "/config.textproto"));
   std::optional<RunLock> lock;
   options.before_writing = [&] {
-    if (worker.rank() == 0) {
+    const auto prepare = [&] {
       make_run_directory(run_directory);
       lock.emplace(run_directory);
-    }
-    worker.world().barrier();
+    };
+    worker.world().work("start", worker.rank() == 0 ? prepare : std::function<void()>());
     open_log_file(fmt::format("{}/log/rank-{}.txt", run_directory, worker.rank()));
     open_progress(run_directory + "/log", worker.rank(), worker.size());
     log_info("{}\n{}\nthreads   {} a rank, {} ranks on {}", to_text(make_plan(config, device), config),
              compute, threads, worker.num_local_ranks(), worker.host());
+    const std::string apart = tensor_groups_apart(worker.hosts(), static_cast<int>(mesh_shape(config).tp));
+    if (worker.rank() == 0 && !apart.empty()) log_warning("{}", apart);
   };
   return run_training(config, worker.world(), stream, options);
 }

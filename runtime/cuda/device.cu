@@ -1,5 +1,6 @@
 #include "runtime/cuda/device.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <utility>
 
@@ -7,6 +8,9 @@
 
 namespace transxssm::cuda {
 namespace {
+
+thread_local bool chose_device = false;
+std::atomic<int> latest_device{-1};
 
 // The failures that mean "no device here" rather than a defect.
 bool no_driver(cudaError_t status) {
@@ -75,6 +79,12 @@ DeviceProperties device_properties(int index) {
 void use_device(int index) {
   device_properties(index);
   TRANSXSSM_CUDA_CHECK(cudaSetDevice(index));
+  chose_device = true;
+  latest_device = index;
+}
+
+void use_latest_device() {
+  if (!chose_device && latest_device >= 0) use_device(latest_device);
 }
 
 StreamHandle::StreamHandle() {

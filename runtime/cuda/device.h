@@ -33,6 +33,8 @@ DeviceProperties device_properties(int index);
 
 // Makes a device current for this thread. DeviceError as device_properties.
 void use_device(int index);
+// The same for a thread that has chosen none: the one that this process chose last.
+void use_latest_device();
 
 // A queue of work that does not wait for the default stream. Movable; waits for its work when destroyed.
 class StreamHandle {

@@ -129,6 +129,7 @@ class CudaRuntime final : public DeviceRuntime {
   }
 
   void* allocate_pinned(int64_t bytes) override {
+    use_latest_device();
     void* memory = nullptr;
     const cudaError_t status = cudaMallocHost(&memory, static_cast<size_t>(bytes));
     if (status == cudaErrorMemoryAllocation) {

@@ -241,5 +241,22 @@ TEST(Progress, RecordsAreReadFromFiles) {
   std::filesystem::remove_all(directory);
 }
 
+TEST(TensorGroups, ThatSpanHostsAreNamed) {
+  const std::vector<std::string> paired = {"a", "a", "b", "b"}, mixed = {"a", "b", "a", "b"};
+  EXPECT_EQ(tensor_groups_apart(paired, 2), "");
+  EXPECT_EQ(tensor_groups_apart(mixed, 1), "");
+  EXPECT_EQ(tensor_groups_apart({"a"}, 1), "");
+  EXPECT_EQ(tensor_groups_apart(mixed, 2),
+            "2 tensor-parallel groups span hosts (such as ranks 0 to 1, on a, b): every layer waits for the "
+            "network. "
+            "Let consecutive ranks share a host, a multiple of parallel.tp of them (mpirun --map-by slot, or "
+            "--map-by "
+            "ppr:N:node).");
+  EXPECT_EQ(
+      tensor_groups_apart(paired, 4),
+      "1 tensor-parallel group spans hosts (ranks 0 to 3, on a, b): every layer waits for the network. Set "
+      "parallel.tp to at most the ranks of a host (2), or start more ranks on each.");
+}
+
 }  // namespace
 }  // namespace transxssm

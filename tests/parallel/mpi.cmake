@@ -11,3 +11,11 @@ foreach(RANKS 2 3 4 8)
     LABELS mpi TIMEOUT 120 PROCESSORS 2
     ENVIRONMENT OMPI_MCA_btl_vader_single_copy_mechanism=none)
 endforeach()
+
+# Processes that reach one another by messages alone are ranks of other hosts.
+add_executable(test_several_hosts_mpi parallel/several_hosts_mpi.cc parallel/communicator_suite.cc)
+target_link_libraries(test_several_hosts_mpi PRIVATE parallel GTest::gtest MPI::MPI_CXX)
+add_test(NAME several_hosts_mpi
+         COMMAND mpirun --oversubscribe --allow-run-as-root --bind-to none --mca btl tcp,self -n 4
+                 $<TARGET_FILE:test_several_hosts_mpi>)
+set_tests_properties(several_hosts_mpi PROPERTIES LABELS mpi TIMEOUT 120 PROCESSORS 2)

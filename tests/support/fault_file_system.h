@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -11,6 +12,7 @@
 #include <mutex>
 #include <set>
 #include <system_error>
+#include <thread>
 
 #include "runtime/file_system.h"
 #include "runtime/rng.h"
@@ -170,6 +172,8 @@ class FaultFileSystem : public FileSystem {
     fired_ = false;
   }
   int64_t operations() const { return count_; }
+  // Every call takes at least so long.
+  void slow_down(std::chrono::milliseconds delay) { delay_ = delay; }
   bool fired() const { return fired_; }
 
   std::unique_ptr<WritableFile> create(const std::string& path) override {
@@ -328,6 +332,7 @@ class FaultFileSystem : public FileSystem {
       const char* operation, const std::string& path, bool needs_space,
       const std::function<void()>& partly = [] {}) {
     ++count_;
+    if (delay_.count() > 0) std::this_thread::sleep_for(delay_);
     if (fault_ == Fault::none || count_ < at_) return;
     if (fault_ == Fault::kill) {
       if (!fired_) partly();
@@ -356,6 +361,7 @@ class FaultFileSystem : public FileSystem {
   Fault fault_ = Fault::none;
   int64_t at_ = 0;
   int error_ = EIO;
+  std::chrono::milliseconds delay_{0};
   int64_t count_ = 0;
   bool fired_ = false;
 };

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Training on two hosts, made of two network namespaces joined by a cable: two ranks on each, tensor parallel inside,
+# pipeline or data parallel across, with messages of 32 MB. Needs the right to make namespaces (root) and iproute2.
+#   two_hosts_test.sh PROGRAM [CASE...]
+# TWO_HOSTS_STEPS: how many steps the two training cases run, 3 unless set.
+# shellcheck source=tests/program/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+id=tx$$
+net=10.$((64 + $$ / 256 % 64)).$(($$ % 256))  # a private subnet, of the two namespaces alone
+namespaces=("$id-a" "$id-b")
+
+end_hosts() {
+  local name
+  for name in "${namespaces[@]}"; do
+    ip netns pids "$name" 2>/dev/null | xargs -r kill -KILL 2>/dev/null
+    ip netns del "$name" 2>/dev/null
+  done
+}
+# make_hosts: both namespaces, and `hosts` and `agent` for mpirun, in the case's directory.
+make_hosts() {
+  command -v ip >/dev/null || skip "iproute2 is not installed"
+  { ip netns add "${namespaces[0]}" && ip netns add "${namespaces[1]}"; } 2>/dev/null || { end_hosts; skip "network namespaces are not allowed here"; }
+  trap end_hosts EXIT
+  local side
+  ip link add "$id-a" type veth peer name "$id-b" || { end_hosts; skip "no virtual network interfaces here"; }
+  for side in a b; do
+    ip link set "$id-$side" netns "$id-$side"
+    ip -n "$id-$side" link set lo up
+    ip -n "$id-$side" link set "$id-$side" up
+  done
+  ip -n "$id-a" addr add "$net.1/24" dev "$id-a"
+  ip -n "$id-b" addr add "$net.2/24" dev "$id-b"
+  printf '%s slots=2\n' "$net.1" "$net.2" >hosts
+  # Open MPI starts its daemon on the other host with this in place of ssh. Names make two hosts of one machine.
+  cat >agent <<AGENT
+#!/bin/sh
+[ "\$1" = $net.1 ] && host=$id-a || host=$id-b
+shift
+exec ip netns exec \$host unshare --uts sh -c "hostname \$host; \$*"
+AGENT
+  chmod +x agent
+}
+# on_two_hosts COMMAND...: four ranks, two a host.
+on_two_hosts() {
+  ip netns exec "$id-a" unshare --uts sh -c 'hostname "$0"; exec "$@"' "$id-a" mpirun -n 4 --bind-to none \
+    --hostfile hosts --mca plm_rsh_agent "$PWD/agent" --mca oob_tcp_if_include "$net.0/24" \
+    --mca btl_tcp_if_include "$net.0/24" --mca btl_vader_single_copy_mechanism none --mca mpi_yield_when_idle 1 \
+    "$program" "$@" </dev/null
+}
+
+quiet=(--set checkpoint.every_steps=0 --set log.validation_every_steps=0 --set log.final_validation_rows=1)
+# Boundary tensors of 32 MB: 128 x 512 tokens x 128 x 4 bytes.
+wide_boundary=(--set model.d_model=128 --set model.d_ff=128 --set data.sequence_length=512 --set parallel.global_batch=256
+  --set parallel.microbatch_size=128 --set model.chunk=64)
+# Gradients of more than 32 MB.
+many_weights=(--set model.d_model=640 --set model.d_ff=2560)
+losses() { sed -n 's/.*"train\/loss":\([0-9.e+-]*\).*/\1/p' "$1/metrics.jsonl"; }
+# equals_one_host AXIS OPTION...: the same losses as one rank alone, within the bound of tests/equivalence.
+equals_one_host() {
+  local axis=$1
+  shift
+  make_hosts
+  tokens || return
+  config big.textproto "${TWO_HOSTS_STEPS:-3}"
+  run "$program" train --config big.textproto "${quiet[@]}" "$@" --set log.run_directory=one
+  expect 0
+  run on_two_hosts train --config big.textproto "${quiet[@]}" "$@" --set log.run_directory=two \
+    --set parallel.timeout_seconds=60 --set parallel.tp=2 --set "parallel.$axis=2"
+  expect 0 "4 ranks"
+  expect_not "span"
+  losses one >one.losses
+  losses two >two.losses
+  paste one.losses two.losses | awk -v steps="${TWO_HOSTS_STEPS:-3}" '
+    function abs(x) { return x < 0 ? -x : x }
+    NF != 2 || abs($1 - $2) > 1e-5 * $1 { bad = 1 }
+    END { exit bad || NR != steps }' || wrong "other losses: $(paste one.losses two.losses | tail -n 3)"
+}
+case_pipeline_across_hosts() { equals_one_host pp "${wide_boundary[@]}"; }
+case_data_across_hosts() { equals_one_host dp "${many_weights[@]}"; }
+
+# Ranks in the wrong order: said before the first step, once.
+case_tensor_group_spans_hosts() {
+  make_hosts
+  tokens || return
+  config apart.textproto 2
+  run on_two_hosts train --config apart.textproto --set parallel.tp=4 --set model.num_heads=4 --set model.d_model=32
+  expect 0 "tensor-parallel group" "$id-a, $id-b" "parallel.tp to at most"
+  [ "$(grep -c "tensor-parallel group" "$output")" = 1 ] || wrong "said $(grep -c "tensor-parallel group" "$output") times"
+}
+
+run_cases "$@"
