@@ -1,8 +1,13 @@
 #include "launch/device.h"
 
+#include <strings.h>
+
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "parallel/device_transport.h"
 #include "runtime/cpu_features.h"
@@ -62,9 +67,36 @@ std::string settle_compute(TrainConfig& config, const Device& device, Communicat
                            : fmt::format("the processor of {:.0f} of the {} ranks", without, world.size()));
 }
 
-void use_device_of(Stream& stream, Worker& worker) {
+std::string fix_order_of_sums(const std::function<const char*(const char*)>& get,
+                              const std::function<void(const char*, const char*)>& set) {
+  // A ring adds in the order of its ranks; trees are cut, and switches add (NVLS), as it happens.
+  constexpr std::pair<const char*, const char*> kWanted[] = {{"NCCL_ALGO", "Ring"},
+                                                             {"NCCL_NVLS_ENABLE", "0"}};
+  std::vector<std::string> others;
+  for (const auto& [name, value] : kWanted) {
+    const char* given = get(name);
+    if (given == nullptr) {
+      set(name, value);
+    } else if (::strcasecmp(given, value) != 0) {
+      others.push_back(fmt::format("{}={} instead of {}", name, given, value));
+    }
+  }
+  if (others.empty()) return "";
+  return fmt::format(
+      "precision.deterministic does not hold for sums over ranks: the environment has {}; unset it, or set "
+      "precision.deterministic=false",
+      fmt::join(others, " and "));
+}
+
+void use_device_of(Stream& stream, Worker& worker, bool deterministic) {
   const Device device = stream.device();
   if (device.is_cpu()) return;
+  if (deterministic && worker.size() > 1) {
+    const std::string doubt = fix_order_of_sums(
+        [](const char* name) { return std::getenv(name); },
+        [](const char* name, const char* value) { ::setenv(name, value, /*overwrite=*/0); });
+    if (!doubt.empty()) log_warning("{}", doubt);
+  }
   const std::string transport = attach_device(worker.world(), stream);
   const int count = device_runtime().num_devices();
   log_info("device    {}: {}{}", device.to_string(), device_runtime().describe(device.index),

@@ -1,6 +1,7 @@
 // Where a rank computes: the setting parallel.device, and --device of commands without a configuration.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "launch/config.h"
@@ -21,8 +22,14 @@ Device choose_device(const std::string& choice, int local_rank);
 // use_device_of.
 std::string settle_compute(TrainConfig& config, const Device& device, Communicator& world);
 
-// From now on worker.world() takes tensors on the stream's device; the log says which device it is.
-// Collective.
-void use_device_of(Stream& stream, Worker& worker);
+// precision.deterministic for NCCL, which picks the order of its sums by itself: sets the variables that fix
+// it, with `set`, where `get` finds none. What a user has set otherwise stays, and the line returned says so;
+// else it is empty.
+std::string fix_order_of_sums(const std::function<const char*(const char*)>& get,
+                              const std::function<void(const char*, const char*)>& set);
+
+// From now on worker.world() takes tensors on the stream's device; the log says which device it is. Where
+// `deterministic`, its sums come in one order (fix_order_of_sums). Collective.
+void use_device_of(Stream& stream, Worker& worker, bool deterministic = true);
 
 }  // namespace transxssm

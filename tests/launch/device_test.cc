@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <utility>
+
 #include "parallel/local.h"
 #include "runtime/cpu_features.h"
 #include "tests/support/guarded_device.h"
@@ -13,6 +16,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 std::string complaint(const std::string& choice, ExitCode code = ExitCode::device) {
   try {
@@ -77,6 +81,28 @@ std::string settled(const std::string& compute, const std::vector<Device>& devic
   });
   for (const std::string& other : found) EXPECT_EQ(other, found[0]);
   return found[0];
+}
+
+// The variables of an environment that starts as `given`, and what was said of them.
+std::pair<std::map<std::string, std::string>, std::string> with_fixed_sums(
+    std::map<std::string, std::string> given) {
+  const std::string said =
+      fix_order_of_sums([&](const char* name) { return given.count(name) ? given[name].c_str() : nullptr; },
+                        [&](const char* name, const char* value) { given[name] = value; });
+  return {given, said};
+}
+
+TEST(FixOrderOfSums, SetsWhatIsNotSetAndSaysWhatIs) {
+  using Variables = std::map<std::string, std::string>;
+  const Variables wanted{{"NCCL_ALGO", "Ring"}, {"NCCL_NVLS_ENABLE", "0"}};
+  EXPECT_EQ(with_fixed_sums({}), std::pair(wanted, std::string()));
+  EXPECT_EQ(with_fixed_sums({{"NCCL_ALGO", "RING"}}).second, "");
+  const auto [kept, said] = with_fixed_sums({{"NCCL_ALGO", "Tree"}});
+  EXPECT_EQ(kept, (Variables{{"NCCL_ALGO", "Tree"}, {"NCCL_NVLS_ENABLE", "0"}}));
+  EXPECT_THAT(said, AllOf(HasSubstr("precision.deterministic does not hold"),
+                          HasSubstr("NCCL_ALGO=Tree instead of Ring"), Not(HasSubstr("NVLS"))));
+  EXPECT_THAT(with_fixed_sums({{"NCCL_NVLS_ENABLE", "1"}}).second,
+              HasSubstr("NCCL_NVLS_ENABLE=1 instead of 0"));
 }
 
 TEST(SettleCompute, AutoIsBf16WhereEveryRankHasInstructionsForIt) {
