@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "checkpoint/agreement.h"
+#include "checkpoint/hugging_face.h"
 #include "checkpoint/index.h"
 #include "checkpoint/layout.h"
 #include "runtime/log.h"
@@ -23,44 +24,98 @@ CheckpointInfo examine(FileSystem& files, const std::string& path, int64_t step)
   return info;
 }
 
-// Where the step directories are that `resume` names, and up to which step it allows.
-struct Scope {
-  std::string checkpoints_dir;
-  int64_t newest_step = kMaxStep;
-  bool named = false;  // a directory the user named, not "auto"
-};
-
-Scope resolve(FileSystem& files, const std::string& checkpoints_dir, const std::string& resume) {
-  if (resume == "auto") return {checkpoints_dir, kMaxStep, false};
-  if (!files.is_directory(resume)) throw CheckpointError("{}: there is no such checkpoint", resume);
-  if (const auto step = parse_step_name(name_of(resume))) return {directory_of(resume), *step, true};
-  const std::string inside = resume + "/checkpoints";
-  return {files.is_directory(inside) ? inside : resume, kMaxStep, true};
+// The step of a checkpoint: that of its name or, where it has another, that of its manifest; -1: unknown.
+int64_t step_of(FileSystem& files, const std::string& path) {
+  int64_t step = parse_step_name(name_of(path)).value_or(-1);
+  if (step < 0) problem_of([&] { step = make_index(read_raw(files, path), path).manifest.state.step; });
+  return step;
 }
 
-std::string select(FileSystem& files, const std::string& checkpoints_dir, const std::string& resume,
-                   Fallback fallback) {
-  const Scope scope = resolve(files, checkpoints_dir, resume);
-  for (const CheckpointInfo& info : list_checkpoints(files, scope.checkpoints_dir)) {
-    if (info.step > scope.newest_step) continue;
-    if (!info.committed && info.step != scope.newest_step) {
-      log_warning("ignored {}", info.reason);
-      continue;
-    }
+bool holds_checkpoints(const std::vector<std::string>& names) {
+  return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+    return parse_step_name(name) || parse_aside_name(Aside::replaced, name);
+  });
+}
+
+NamedCheckpoints find(FileSystem& files, const std::string& path,
+                      const CheckpointsOfRun& checkpoints_of_run) {
+  if (!files.is_directory(path)) {
+    throw CheckpointError(
+        "{}: {}", path,
+        files.exists(path) ? "is neither a directory nor a link to one" : "there is no such directory");
+  }
+  const auto has = [&](const char* name) { return files.exists(path + "/" + name); };
+  if (has(kCommitFile) || has(kManifestFile)) {
+    // A link, "." and the like stand for the directory that they lead to, with the steps beside that one.
+    const std::string place = parse_step_name(name_of(path)) ? path : followed(path);
+    return {directory_of(place), place};
+  }
+  const std::string configured = checkpoints_of_run ? checkpoints_of_run(path) : "";
+  if (!configured.empty()) {
+    if (files.is_directory(configured)) return {configured, ""};
+    throw CheckpointError(
+        "{}: its configuration keeps the checkpoints in {}, which is no directory: name the directory that "
+        "holds them",
+        path, configured);
+  }
+  const std::vector<std::string> names = files.list(path);
+  if (holds_checkpoints(names)) return {path, ""};
+  const std::string inside = path + "/checkpoints";
+  if (files.is_directory(inside)) return {inside, ""};
+  if (parse_step_name(name_of(path))) return {directory_of(path), path};  // what an interrupted copy left
+  if (names.empty()) return {path, ""};
+  throw CheckpointError(
+      "{}: no checkpoint is there: it has neither the {} of a checkpoint, nor step-NNNNNNNNN directories, "
+      "nor "
+      "the directory checkpoints or the config.textproto of a run",
+      path, kCommitFile);
+}
+
+// The newest of `place` that can be taken, or the one that it names; empty where there is none.
+std::string select(FileSystem& files, const NamedCheckpoints& place, Fallback fallback) {
+  const std::string& named = place.checkpoint;
+  const auto take = [&](const CheckpointInfo& info) {
     if (fallback == Fallback::stop) {
-      if (info.valid) return info.path;
+      if (info.valid) return true;
       throw CheckpointError("{}; {}", info.reason, fallback_hint(files, info.path));
     }
     // The data's checksums too: this policy is asked for after one of them did not match.
     const std::vector<std::string> problems = verify_checkpoint(files, info.path);
-    if (problems.empty()) return info.path;
-    log_warning("ignored {}: {}", info.path, problems.front());
+    if (!problems.empty()) log_warning("ignored {}: {}", info.path, problems.front());
+    return problems.empty();
+  };
+  int64_t end = kMaxStep + 1;
+  if (!named.empty()) {
+    end = step_of(files, named);
+    if (take(examine(files, named, end))) return named;
   }
-  if (scope.named) throw CheckpointError("{}: there is no whole checkpoint here", resume);
+  for (const CheckpointInfo& info : list_checkpoints(files, place.directory)) {
+    if (info.step >= end) continue;
+    if (!info.committed) {
+      log_warning("ignored {}", info.reason);
+    } else if (take(info)) {
+      return info.path;
+    }
+  }
   return "";
 }
 
 }  // namespace
+
+CheckpointInfo examine_checkpoint(FileSystem& files, const std::string& path) {
+  return examine(files, path, step_of(files, path));
+}
+
+NamedCheckpoints find_checkpoints(FileSystem& files, const std::string& path,
+                                  const CheckpointsOfRun& checkpoints_of_run) {
+  std::string named = path;
+  while (named.size() > 1 && named.back() == '/') named.pop_back();
+  try {
+    return find(files, named, checkpoints_of_run);
+  } catch (const std::system_error& error) {
+    throw CheckpointError("{}: {}", path, error.what());
+  }
+}
 
 std::vector<CheckpointInfo> list_checkpoints(FileSystem& files, const std::string& checkpoints_dir) {
   if (!files.is_directory(checkpoints_dir)) return {};
@@ -109,10 +164,10 @@ std::optional<CheckpointInfo> whole_before(FileSystem& files, const std::string&
 }
 
 std::string fallback_hint(FileSystem& files, const std::string& path) {
-  const auto step = parse_step_name(name_of(path));
   std::optional<CheckpointInfo> older;
   const std::string problem = problem_of([&] {
-    if (step) older = whole_before(files, directory_of(path), *step);
+    const int64_t step = step_of(files, path);
+    if (step >= 0) older = whole_before(files, directory_of(path), step);
   });
   if (!problem.empty()) return "older checkpoints could not be read: " + problem;
   if (!older) return "there is no older checkpoint that is whole";
@@ -121,14 +176,25 @@ std::string fallback_hint(FileSystem& files, const std::string& path) {
       older->step);
 }
 
-std::optional<std::string> select_checkpoint(Communicator& comm, FileSystem& files,
-                                             const std::string& checkpoints_dir, const std::string& resume,
-                                             Fallback fallback) {
-  if (resume == "none") return std::nullopt;
-  const FromRankZero chosen =
-      run_on_rank_zero(comm, [&] { return select(files, checkpoints_dir, resume, fallback); });
+std::optional<std::string> newest_checkpoint(Communicator& comm, FileSystem& files,
+                                             const std::string& checkpoints_dir, Fallback fallback) {
+  const FromRankZero chosen = run_on_rank_zero(comm, [&] {
+    return select(files, {checkpoints_dir, ""}, fallback);
+  });
   if (!chosen.problem.empty()) throw CheckpointError("checkpoint refused: {}", chosen.problem);
   if (chosen.value.empty()) return std::nullopt;
+  return chosen.value;
+}
+
+std::string named_checkpoint(Communicator& comm, FileSystem& files, const std::string& path,
+                             const CheckpointsOfRun& checkpoints_of_run, Fallback fallback) {
+  const FromRankZero chosen = run_on_rank_zero(comm, [&] {
+    const NamedCheckpoints place = find_checkpoints(files, path, checkpoints_of_run);
+    std::string found = select(files, place, fallback);
+    if (found.empty()) throw CheckpointError("{}: there is no whole checkpoint in {}", path, place.directory);
+    return found;
+  });
+  if (!chosen.problem.empty()) throw CheckpointError("checkpoint refused: {}", chosen.problem);
   return chosen.value;
 }
 

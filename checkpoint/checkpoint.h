@@ -3,6 +3,7 @@
 // fails every rank throws, so nobody waits for a peer that gave up.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -147,16 +148,39 @@ std::vector<CheckpointInfo> list_checkpoints(FileSystem& files, const std::strin
 // is whole.
 std::vector<std::string> verify_checkpoint(FileSystem& files, const std::string& path);
 
+// One directory examined as list_checkpoints does.
+CheckpointInfo examine_checkpoint(FileSystem& files, const std::string& path);
+
+// Where a run directory says that its checkpoints are, as an existing or missing directory; empty: it says
+// nothing. Configurations are not known here, launch/ reads them.
+using CheckpointsOfRun = std::function<std::string(const std::string& run_directory)>;
+
+// What a path stands for.
+struct NamedCheckpoints {
+  std::string directory;   // of step directories
+  std::string checkpoint;  // the one that the path names; empty: it names them all
+};
+
+// Finds what a user names: one checkpoint, whatever its directory is called, a directory of checkpoints, a
+// run directory, or a symbolic link to one of them. Throws CheckpointError that says what was looked for and
+// where.
+NamedCheckpoints find_checkpoints(FileSystem& files, const std::string& path,
+                                  const CheckpointsOfRun& checkpoints_of_run = {});
+
 enum class Fallback { stop, previous };
 
-// The checkpoint to resume from, the same on every rank. resume: "auto" = the newest committed one of
-// checkpoints_dir, nothing where there is none; "none" = nothing; else a checkpoint, a checkpoints directory
-// or a run directory. Uncommitted ones are skipped with a warning each. A committed one that fails a check
-// throws CheckpointError naming the newest older whole one; with Fallback::previous that one is taken, with a
-// warning.
-std::optional<std::string> select_checkpoint(Communicator& comm, FileSystem& files,
-                                             const std::string& checkpoints_dir, const std::string& resume,
+// The newest committed checkpoint of checkpoints_dir, the same on every rank; nothing where there is none.
+// Uncommitted ones are skipped with a warning each. A committed one that fails a check throws CheckpointError
+// naming the newest older whole one; with Fallback::previous that one is taken, with a warning.
+std::optional<std::string> newest_checkpoint(Communicator& comm, FileSystem& files,
+                                             const std::string& checkpoints_dir,
                                              Fallback fallback = Fallback::stop);
+
+// The checkpoint that a user's path names (find_checkpoints), or the newest of those that it names, by the
+// same rules; throws CheckpointError where there is none.
+std::string named_checkpoint(Communicator& comm, FileSystem& files, const std::string& path,
+                             const CheckpointsOfRun& checkpoints_of_run = {},
+                             Fallback fallback = Fallback::stop);
 
 // Removes what interrupted saves and deletions left (.tmp-*, .trash-*). Only for the holder of the run's lock
 // (checkpoint/run_lock.h), on rank 0. Returns the names removed.

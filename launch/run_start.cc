@@ -1,8 +1,12 @@
 #include "launch/run_start.h"
 
 #include <algorithm>
+#include <array>
+#include <filesystem>
 #include <functional>
+#include <system_error>
 
+#include "launch/checkpoint_path.h"
 #include "launch/plan.h"
 #include "launch/training_data.h"
 #include "launch/version.h"
@@ -36,6 +40,12 @@ bool has_validation(FileSystem& files, const std::string& run_directory, int64_t
   } catch (const DataError&) {
     return true;
   }
+}
+
+// However the two are spelled.
+bool lies_in(const std::string& checkpoint, const std::string& checkpoints) {
+  std::error_code none;
+  return std::filesystem::equivalent(std::filesystem::path(checkpoint).parent_path(), checkpoints, none);
 }
 
 std::optional<Tokenizer> open_tokenizer(const TrainConfig& config) {
@@ -74,7 +84,11 @@ RunStart find_start(const TrainConfig& config, const RunInputs& inputs, Communic
 
   const Fallback fallback =
       config.checkpoint().fallback() == "previous" ? Fallback::previous : Fallback::stop;
-  const auto path = select_checkpoint(world, files, checkpoints, resume, fallback);
+  std::optional<std::string> path;
+  if (resume == "auto")
+    path = newest_checkpoint(world, files, checkpoints, fallback);
+  else if (resume != "none")
+    path = named_checkpoint(world, files, resume, checkpoints_of_run, fallback);
   if (path) start.checkpoint = read_manifest(world, files, *path);
   const auto refuse = [&] {
     refuse_later_checkpoints(files, checkpoints, resume, path ? start.checkpoint->state.step : 0);
@@ -96,14 +110,15 @@ RunStart find_start(const TrainConfig& config, const RunInputs& inputs, Communic
       start.text.tokenizer_json = saved.text.tokenizer_json;
       state.tokenizer_digest = saved.state.tokenizer_digest;
     }
-    start.own = path->starts_with(checkpoints + "/");
-    double evaluated = 0;
+    std::array<double, 2> found{};  // rank 0 looks for all: own, evaluated
     const auto look = [&] {
-      evaluated = start.own && has_validation(files, config.log().run_directory(), state.step);
+      found[0] = lies_in(*path, checkpoints);
+      found[1] = found[0] != 0 && has_validation(files, config.log().run_directory(), state.step);
     };
     world.work("files", world.rank() == 0 ? look : std::function<void()>());
-    world.broadcast(Tensor(&evaluated, DType::f64, {1}), 0);
-    start.evaluated = evaluated != 0;
+    world.broadcast(Tensor(found.data(), DType::f64, {2}), 0);
+    start.own = found[0] != 0;
+    start.evaluated = found[1] != 0;
   } else {
     start.plan = plan_start(config);
   }

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "checkpoint/checkpoint.h"
+#include "launch/checkpoint_path.h"
 #include "launch/plan.h"
 #include "launch/progress.h"
 #include "launch/trace_file.h"
@@ -39,7 +40,7 @@ class TrainingRun {
         options_(options),
         files_(posix_file_system()),
         run_directory_(config.log().run_directory()),
-        checkpoints_(run_directory_ + "/" + config.checkpoint().directory()),
+        checkpoints_(checkpoints_directory(config)),
         inputs_(config),
         seen_(names_of_checkpoints()),
         start_(find_start(config, inputs_, world, files_, checkpoints_, options.resume)),

@@ -13,7 +13,7 @@
 namespace transxssm {
 
 struct TrainingRunOptions {
-  std::string resume = "auto";  // "auto", "none", or a checkpoint
+  std::string resume = "auto";  // "auto", "none", or what named_checkpoint takes
   std::string trace;            // file for a trace of the third step; empty: none
   std::string host;             // where this rank runs, for the trace
   std::string resume_command;   // what a user types to go on; printed when the run stops early

@@ -7,6 +7,7 @@
 #include <ctime>
 
 #include "checkpoint/checkpoint.h"
+#include "launch/checkpoint_path.h"
 #include "parallel/local.h"
 #include "runtime/format.h"
 
@@ -22,23 +23,16 @@ std::string mesh_text(const SavedMesh& mesh) {
   return fmt::format("dp {} x tp {} x pp {} x cp {}", mesh.dp, mesh.tp, mesh.pp, mesh.cp);
 }
 
-// Where the step directories of a run or checkpoints directory are.
-std::string checkpoints_in(FileSystem& files, const std::string& directory) {
-  if (!files.is_directory(directory)) throw UsageError("{}: there is no such directory", directory);
-  const std::string inside = directory + "/checkpoints";
-  return files.is_directory(inside) ? inside : directory;
-}
-
-// The checkpoint that DIR is, or the newest of the run that it is.
-std::string one_checkpoint(const std::string& directory) {
-  const auto path = select_checkpoint(*single_rank(), posix_file_system(), directory, directory);
-  return path.value();
+// All that a user's path names, newest first.
+std::vector<CheckpointInfo> named_infos(FileSystem& files, const std::string& path) {
+  const NamedCheckpoints place = find_checkpoints(files, path, checkpoints_of_run);
+  if (!place.checkpoint.empty()) return {examine_checkpoint(files, place.checkpoint)};
+  return list_checkpoints(files, place.directory);
 }
 
 int list(const Arguments& arguments) {
   FileSystem& files = posix_file_system();
-  const std::vector<CheckpointInfo> infos =
-      list_checkpoints(files, checkpoints_in(files, arguments.text("DIR")));
+  const std::vector<CheckpointInfo> infos = named_infos(files, arguments.text("DIR"));
   if (infos.empty()) fmt::print("no checkpoints in {}\n", arguments.text("DIR"));
   for (const CheckpointInfo& info : infos) {
     if (!info.valid) {
@@ -55,7 +49,9 @@ int list(const Arguments& arguments) {
 }
 
 int inspect(const Arguments& arguments) {
-  const LoadedCheckpoint loaded = read_manifest(posix_file_system(), one_checkpoint(arguments.text("DIR")));
+  FileSystem& files = posix_file_system();
+  const LoadedCheckpoint loaded = read_manifest(
+      files, named_checkpoint(*single_rank(), files, arguments.text("DIR"), checkpoints_of_run));
   const TrainState& state = loaded.state;
   int64_t parameters = 0;
   for (const TensorInfo& tensor : loaded.tensors) {
@@ -99,25 +95,23 @@ bool verify_one(const std::string& path) {
 
 int verify(const Arguments& arguments) {
   FileSystem& files = posix_file_system();
-  const std::string directory = arguments.text("DIR");
-  std::vector<std::string> paths;
-  for (const CheckpointInfo& info : list_checkpoints(files, checkpoints_in(files, directory)))
-    paths.push_back(info.path);
-  if (paths.empty()) paths.push_back(directory);  // one checkpoint, or nothing that looks like one
+  const std::vector<CheckpointInfo> infos = named_infos(files, arguments.text("DIR"));
+  if (infos.empty()) throw CheckpointError("{}: there is no checkpoint", arguments.text("DIR"));
   bool whole = true;
-  for (const std::string& path : paths) whole = verify_one(path) && whole;
+  for (const CheckpointInfo& info : infos) whole = verify_one(info.path) && whole;
   return static_cast<int>(whole ? ExitCode::ok : ExitCode::checkpoint);
 }
 
 }  // namespace
 
 std::vector<Command> checkpoint_commands() {
-  const Positional directory{"DIR", "a checkpoint (.../step-000001000), or a run's directory"};
+  const Positional directory{"DIR",
+                             "a checkpoint, a directory of checkpoints or a run directory, or a link to one"};
   return {
       {.path = "checkpoint ls",
        .summary = "Lists the checkpoints of a run, newest first",
        .example = "transxssm checkpoint ls runs/tiny",
-       .positionals = {{"DIR", "a run's directory, or its checkpoints directory"}},
+       .positionals = {directory},
        .run = list},
       {.path = "checkpoint inspect",
        .summary = "Shows what one checkpoint, or the newest of a run, holds",

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "checkpoint/checkpoint.h"
+#include "launch/checkpoint_path.h"
 #include "launch/device.h"
 #include "launch/generator.h"
 #include "launch/worker.h"
@@ -40,20 +41,19 @@ class Utf8Printer {
 
 int generate(const Arguments& arguments, Worker& worker) {
   FileSystem& files = posix_file_system();
-  const auto path = select_checkpoint(worker.world(), files, arguments.text("--checkpoint"),
-                                      arguments.text("--checkpoint"));
-  if (!path) throw CheckpointError("{}: no committed checkpoint there", arguments.text("--checkpoint"));
-  const LoadedCheckpoint manifest = read_manifest(worker.world(), files, *path);
+  const std::string path =
+      named_checkpoint(worker.world(), files, arguments.text("--checkpoint"), checkpoints_of_run);
+  const LoadedCheckpoint manifest = read_manifest(worker.world(), files, path);
   if (manifest.text.tokenizer_json.empty())
     throw UsageError("{} was trained without data.tokenizer: there is nothing to turn text into tokens with",
-                     *path);
+                     path);
   const Tokenizer tokenizer =
-      Tokenizer::from_json(manifest.text.tokenizer_json, *path + "/run/tokenizer.json");
+      Tokenizer::from_json(manifest.text.tokenizer_json, path + "/run/tokenizer.json");
   const ModelConfig config = model_config_from_text(manifest.text.model_config);
   if (const auto mistakes = problems(config); !mistakes.empty())
-    throw CheckpointError("{}: its model configuration is wrong: {}", *path, fmt::join(mistakes, "; "));
+    throw CheckpointError("{}: its model configuration is wrong: {}", path, fmt::join(mistakes, "; "));
   if (tokenizer.vocab_size() > config.vocab_size)
-    throw CheckpointError("{}: its tokenizer has {} tokens, its model {}", *path, tokenizer.vocab_size(),
+    throw CheckpointError("{}: its tokenizer has {} tokens, its model {}", path, tokenizer.vocab_size(),
                           config.vocab_size);
 
   MeshShape shape{.pp = static_cast<int>(arguments.integer("--pp", 1)), .tp = 1};
@@ -78,7 +78,7 @@ int generate(const Arguments& arguments, Worker& worker) {
   Generator generator(config, shape, worker.world(), stream, static_cast<int64_t>(prompts.size()),
                       static_cast<int64_t>(longest) + count,
                       stream.device().is_cpu() ? Precision::f32() : Precision::bf16());
-  load_checkpoint(worker.world(), files, *path, generator.checkpoint_tensors());
+  load_checkpoint(worker.world(), files, path, generator.checkpoint_tensors());
   generator.weights_were_loaded();
 
   const SamplingOptions sampling{.temperature = arguments.number("--temperature", 0, 100),
@@ -112,10 +112,7 @@ Command generate_command() {
           .summary = "Continue a text with a trained model, on one rank or several",
           .example = "transxssm generate --checkpoint runs/tiny --prompt 'The meaning of' --max-tokens 100",
           .options =
-              {{.name = "--checkpoint",
-                .value = "DIR",
-                .help = "a checkpoint, or a run directory: its newest one",
-                .required = true},
+              {{.name = "--checkpoint", .value = "DIR", .help = kCheckpointHelp, .required = true},
                {.name = "--prompt",
                 .value = "TEXT",
                 .help = "empty: the start of a document; several are continued together",

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "checkpoint/checkpoint.h"
+#include "launch/checkpoint_path.h"
 #include "launch/hugging_face.h"
 #include "parallel/local.h"
 #include "runtime/error.h"
@@ -13,12 +14,11 @@ namespace {
 int export_model(const Arguments& arguments) {
   FileSystem& files = posix_file_system();
   const std::string source = arguments.text("CHECKPOINT"), output = arguments.text("OUTPUT");
-  const auto path = select_checkpoint(*single_rank(), files, source, source);
-  if (!path) throw CheckpointError("{}: no committed checkpoint there", source);
-  export_hugging_face(files, *path, output, arguments.text("--dtype") == "bf16" ? DType::bf16 : DType::f32);
-  const ModelConfig config = model_config_from_text(read_manifest(files, *path).text.model_config);
+  const std::string path = named_checkpoint(*single_rank(), files, source, checkpoints_of_run);
+  export_hugging_face(files, path, output, arguments.text("--dtype") == "bf16" ? DType::bf16 : DType::f32);
+  const ModelConfig config = model_config_from_text(read_manifest(files, path).text.model_config);
   const HfFormat format = hugging_face_format(config);
-  fmt::print("{} is {} as model_type {}{}\n", output, *path, hugging_face_model_type(format),
+  fmt::print("{} is {} as model_type {}{}\n", output, path, hugging_face_model_type(format),
              format == HfFormat::transxssm ? "; load it with trust_remote_code=True" : "");
   return 0;
 }
@@ -45,8 +45,7 @@ std::vector<Command> hugging_face_commands() {
                     .help = "of the weights; bf16 rounds to nearest even",
                     .standard = "f32",
                     .choices = {"f32", "bf16"}}},
-       .positionals = {{"CHECKPOINT", "a checkpoint (.../step-000001000), or a run's directory"},
-                       {"OUTPUT", "the folder to make"}},
+       .positionals = {{"CHECKPOINT", kCheckpointHelp}, {"OUTPUT", "the folder to make"}},
        .run = export_model},
       {.path = "checkpoint import-hf",
        .summary = "Makes a run directory from a model of Hugging Face: transxssm, llama or mamba2",

@@ -7,11 +7,13 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <functional>
-#include <optional>
+#include <list>
 #include <system_error>
 
 #include "checkpoint/run_lock.h"
+#include "launch/checkpoint_path.h"
 #include "launch/config.h"
 #include "launch/device.h"
 #include "launch/plan.h"
@@ -35,11 +37,11 @@ int print_plan(const Arguments& arguments, int world_size) {
   return 0;
 }
 
-void make_run_directory(const std::string& path) {
+void make_directory(const char* field, const std::string& path) {
   try {
-    create_directories(posix_file_system(), path + "/log");
+    create_directories(posix_file_system(), path);
   } catch (const std::system_error& error) {
-    throw CheckpointSaveError("log.run_directory {} cannot be made: {}", path, error.what());
+    throw CheckpointSaveError("{} {} cannot be made: {}", field, path, error.what());
   }
 }
 
@@ -52,6 +54,22 @@ std::string shell_word(const std::string& text) {
   std::string word = "'";
   for (const char c : text) word += c == '\'' ? std::string("'\\''") : std::string(1, c);
   return word + "'";
+}
+
+// The locks of what this run alone may write to: its directory, and that of its checkpoints where it is
+// another.
+std::list<RunLock> lock_directories(const TrainConfig& config) {
+  const std::string& run = config.log().run_directory();
+  const std::string checkpoints = checkpoints_directory(config);
+  std::list<RunLock> locks;
+  make_directory("log.run_directory", run + "/log");
+  locks.emplace_back(run);
+  const std::filesystem::path inside =
+      std::filesystem::path(config.checkpoint().directory()).lexically_normal();
+  if (!inside.is_absolute() && (inside.empty() || *inside.begin() != "..")) return locks;
+  make_directory("checkpoint.directory", checkpoints);
+  if (!std::filesystem::equivalent(run, checkpoints)) locks.emplace_back(checkpoints);
+  return locks;
 }
 
 int train(const Arguments& arguments, Worker& worker) {
@@ -68,18 +86,15 @@ int train(const Arguments& arguments, Worker& worker) {
   const int threads =
       worker.take_threads(config.parallel().threads_per_rank(), config.parallel().pin_threads());
   Stream stream(device, threads);
-  use_device_of(stream, worker);
+  use_device_of(stream, worker, config.precision().deterministic());
   TrainingRunOptions options{
       .resume = arguments.text("--resume"), .trace = arguments.text("--trace"), .host = worker.host()};
   const std::string& run_directory = config.log().run_directory();
   options.resume_command = fmt::format("launch/run.sh -n {} -- train --config {} --resume auto",
                                        worker.size(), shell_word(run_directory + "/config.textproto"));
-  std::optional<RunLock> lock;
+  std::list<RunLock> locks;
   options.before_writing = [&] {
-    const auto prepare = [&] {
-      make_run_directory(run_directory);
-      lock.emplace(run_directory);
-    };
+    const auto prepare = [&] { locks = lock_directories(config); };
     worker.world().work("start", worker.rank() == 0 ? prepare : std::function<void()>());
     open_log_file(fmt::format("{}/log/rank-{}.txt", run_directory, worker.rank()));
     open_progress(run_directory + "/log", worker.rank(), worker.size());
@@ -108,7 +123,10 @@ Command train_command() {
             .repeatable = true},
            {.name = "--resume",
             .value = "auto|none|DIR",
-            .help = "auto: from the newest committed checkpoint of the run directory, if any",
+            .help =
+                "auto: from the newest committed checkpoint of the run directory, if any; none: from step 0; "
+                "else a checkpoint, a directory of them, or a run directory (one that is called auto: "
+                "./auto)",
             .standard = "auto"},
            {.name = "--trace",
             .value = "FILE",

@@ -214,28 +214,64 @@ TEST_F(CheckpointTest, OwnersMustHoldEveryElementOnce) {
 }
 
 TEST_F(CheckpointTest, SelectsTheNewestCommitted) {
-  EXPECT_EQ(select_checkpoint(*one_, files_, kDir, "auto"), std::nullopt);
+  EXPECT_EQ(newest_checkpoint(*one_, files_, kDir), std::nullopt);
   save(1);
   save(5);
   EXPECT_EQ(*disk_.contents(kDir + "/LATEST"), "step-000000005\n");
   // The hint is never believed.
   *disk_.contents(kDir + "/LATEST") = "step-000000001\n";
-  EXPECT_EQ(select_checkpoint(*one_, files_, kDir, "auto"), kDir + "/step-000000005");
-  EXPECT_EQ(select_checkpoint(*one_, files_, kDir, "none"), std::nullopt);
-  EXPECT_EQ(select_checkpoint(*one_, files_, "/elsewhere", "/run"), kDir + "/step-000000005");
-  EXPECT_EQ(select_checkpoint(*one_, files_, "/elsewhere", kDir), kDir + "/step-000000005");
-  EXPECT_EQ(select_checkpoint(*one_, files_, kDir, kDir + "/step-000000001"), kDir + "/step-000000001");
-  EXPECT_THAT(message_of<CheckpointError>([&] { select_checkpoint(*one_, files_, kDir, "/nowhere"); }),
+  EXPECT_EQ(newest_checkpoint(*one_, files_, kDir), kDir + "/step-000000005");
+  EXPECT_EQ(named_checkpoint(*one_, files_, "/run"), kDir + "/step-000000005");
+  EXPECT_EQ(named_checkpoint(*one_, files_, kDir), kDir + "/step-000000005");
+  EXPECT_EQ(named_checkpoint(*one_, files_, kDir + "/step-000000001"), kDir + "/step-000000001");
+  EXPECT_THAT(message_of<CheckpointError>([&] { named_checkpoint(*one_, files_, "/nowhere"); }),
               HasSubstr("/nowhere"));
   // A copy that was interrupted before its mark.
   files_.remove(kDir + "/step-000000005/COMMIT");
-  EXPECT_EQ(select_checkpoint(*one_, files_, kDir, "auto"), kDir + "/step-000000001");
-  EXPECT_THROW(select_checkpoint(*one_, files_, kDir, kDir + "/step-000000005"), CheckpointError);
+  EXPECT_EQ(newest_checkpoint(*one_, files_, kDir), kDir + "/step-000000001");
+  EXPECT_THROW(named_checkpoint(*one_, files_, kDir + "/step-000000005"), CheckpointError);
   // Names that only look like checkpoints.
   for (const char* name : {"step-10", "step-0000000099", "step-000000009.tmp", "xstep-000000009"}) {
     files_.create_directory(kDir + "/" + name, 0777);
   }
   EXPECT_EQ(steps(), (std::vector<int64_t>{5, 1}));
+}
+
+TEST_F(CheckpointTest, FindsWhatAPathNames) {
+  const auto of_run = [](const std::string& run) {
+    return run == "/run" ? std::string("/disk/saved") : run == "/lost" ? std::string("/away") : std::string();
+  };
+  const auto found = [&](const std::string& path) {
+    const NamedCheckpoints named = find_checkpoints(files_, path, of_run);
+    return named.directory + " " + named.checkpoint;
+  };
+  save(1);
+  save(5);
+  EXPECT_EQ(found(kDir), kDir + " ");
+  EXPECT_EQ(found(kDir + "//"), kDir + " ");
+  EXPECT_EQ(found(kDir + "/step-000000005/"), kDir + " " + kDir + "/step-000000005");
+  // Another name, and one that counts backwards: the mark decides, not the name.
+  files_.rename(kDir + "/step-000000005", kDir + "/best");
+  EXPECT_EQ(found(kDir + "/best"), kDir + " " + kDir + "/best");
+  EXPECT_EQ(named_checkpoint(*one_, files_, kDir + "/best"), kDir + "/best");
+  EXPECT_EQ(examine_checkpoint(files_, kDir + "/best").step, 5);
+  damage(kDir + "/best/shards/rank-00000.safetensors");
+  EXPECT_EQ(named_checkpoint(*one_, files_, kDir + "/best", {}, Fallback::previous),
+            kDir + "/step-000000001");
+  // The configuration's directory, before one that lies in the run; a missing one is not replaced by another.
+  EXPECT_THAT(message_of<CheckpointError>([&] { found("/run"); }), HasSubstr("/disk/saved"));
+  create_directories(files_, "/disk/saved");
+  EXPECT_EQ(found("/run"), "/disk/saved ");
+  EXPECT_THAT(message_of<CheckpointError>([&] { named_checkpoint(*one_, files_, "/run", of_run); }),
+              HasSubstr("there is no whole checkpoint in /disk/saved"));
+  create_directories(files_, "/lost/checkpoints");
+  EXPECT_THAT(message_of<CheckpointError>([&] { found("/lost"); }), HasSubstr("/away"));
+  // Nothing that was ever a run.
+  create_directories(files_, "/other/photos");
+  EXPECT_THAT(message_of<CheckpointError>([&] { found("/other"); }), HasSubstr("neither the COMMIT"));
+  for (const char* word : {"auto", "none", ""})
+    EXPECT_THAT(message_of<CheckpointError>([&] { named_checkpoint(*one_, files_, word); }),
+                HasSubstr("there is no such directory"));
 }
 
 TEST_F(CheckpointTest, DamagedCheckpointNamesTheOlderWholeOne) {
@@ -247,11 +283,10 @@ TEST_F(CheckpointTest, DamagedCheckpointNamesTheOlderWholeOne) {
   std::atomic<int> refused{0};
   run_as_ranks(2, [&](Communicator& comm) {
     FaultFileSystem files(disk_);
-    const std::string message =
-        message_of<CheckpointError>([&] { select_checkpoint(comm, files, kDir, "auto"); });
+    const std::string message = message_of<CheckpointError>([&] { newest_checkpoint(comm, files, kDir); });
     EXPECT_THAT(message, AllOf(HasSubstr("step-000000003/manifest.pb"), HasSubstr("CRC32C"),
                                HasSubstr("is step 1:"), HasSubstr("--set checkpoint.fallback=previous")));
-    EXPECT_EQ(select_checkpoint(comm, files, kDir, "auto", Fallback::previous), kDir + "/step-000000001");
+    EXPECT_EQ(newest_checkpoint(comm, files, kDir, Fallback::previous), kDir + "/step-000000001");
     refused += message_of<CheckpointError>([&] {
                  ToyRank rank(comm.rank(), comm.size(), 1);
                  load_checkpoint(comm, files, kDir + "/step-000000002", rank.tensors);

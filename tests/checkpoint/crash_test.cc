@@ -23,7 +23,7 @@ constexpr int64_t kNew = 4;
 // Returns its step, -1 where there is none.
 int64_t start_again(FileSystem& files, const std::string& directory) {
   const auto comm = single_rank();
-  const auto path = select_checkpoint(*comm, files, directory, "auto");
+  const auto path = newest_checkpoint(*comm, files, directory);
   if (!path) return -1;
   EXPECT_TRUE(verify_checkpoint(files, *path).empty());
   ToyRank rank(0, 1, 3);
