@@ -18,13 +18,13 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 TEST(Work, IsWaitedForLongerThanTheTimeLimit) {
-  for (const int n : {1, 2, 3, 8}) {
+  for (const int n : {1, 2, 8}) {
     for (const int slow : {0, n - 1}) {
       std::atomic<int> done{0};
       run_as_ranks(n, [&](Communicator& world) {
-        world.set_timeout(milliseconds(400));
+        world.set_timeout(milliseconds(800));
         const auto file = [&] {
-          std::this_thread::sleep_for(milliseconds(world.rank() == slow ? 1200 : 1));
+          std::this_thread::sleep_for(milliseconds(world.rank() == slow ? 1800 : 1));
           ++done;
         };
         // Ranks without work, with short work, and the slow one.
@@ -54,17 +54,18 @@ TEST(Work, ASilentRankIsNamed) {
   std::string message;
   try {
     run_as_ranks(6, [](Communicator& world) {
-      world.set_timeout(milliseconds(300));
+      world.set_timeout(seconds(2));
       if (world.rank() == 2) {
-        std::this_thread::sleep_for(milliseconds(1500));
+        std::this_thread::sleep_for(milliseconds(4500));
         return;
       }
-      world.work("save", [] { std::this_thread::sleep_for(milliseconds(900)); });
+      world.work("save", [] { std::this_thread::sleep_for(milliseconds(4000)); });
     });
   } catch (const CommunicationError& error) {
     message = error.what();
   }
-  EXPECT_NE(message.find("in save #0 of 'world': waited 0.3 s for rank 2,"), std::string::npos) << message;
+  EXPECT_NE(message.find("in save #0 of 'world': waited 2."), std::string::npos) << message;
+  EXPECT_NE(message.find("for rank 2,"), std::string::npos) << message;
   EXPECT_LT(Clock::now() - start, seconds(20));
 }
 
