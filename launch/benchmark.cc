@@ -17,7 +17,6 @@
 #include "launch/trace_file.h"
 #include "model/accounting.h"
 #include "runtime/cpu_features.h"
-#include "runtime/file_system.h"
 #include "runtime/format.h"
 
 namespace transxssm {
@@ -179,7 +178,7 @@ void benchmark_training(const TrainConfig& config, const BenchmarkShape& shape,
   }
   const std::vector<TraceEvent> events = training.trace_step().events;
   machine.take_higher_peaks(describe_machine(stream, dtype, world));  // what else ran may have held one down
-  if (!options.trace.empty()) write_trace(options.trace, events, world, worker.host());
+  if (options.trace) write_trace(options.trace_file, events, world, worker.host());
   if (!speaks) return;
 
   const double tokens_per_second = median(pairs.ours), step = median(speed.step_seconds);
@@ -239,18 +238,16 @@ void benchmark_training(const TrainConfig& config, const BenchmarkShape& shape,
                          {"ratios", pairs.ratios},
                          {"ratio", median(pairs.ratios)}};
   }
-  fmt::print("{}", text);
-  fmt::print("{}\n", result.dump());
-  std::fflush(stdout);
-  if (!options.json.empty()) write_file_atomically(posix_file_system(), options.json, result.dump(2) + "\n");
-  if (!options.markdown.empty()) {
+  if (options.json != nullptr) options.json->publish_text(result.dump(2) + "\n");
+  if (options.markdown != nullptr) {
     const std::string caption =
         fmt::format("{}, {} x {} tokens a step, {}, {}: {:.0f} tokens/s, {:.0f} % of {:.0f} GFLOP/s\n\n",
                     shape.preset, shape.rows, shape.tokens, dtype_name(dtype), machine.name,
                     tokens_per_second, 100 * flops / machine.peak_flops, machine.peak_flops / 1e9);
-    write_file_atomically(posix_file_system(), options.markdown,
-                          caption + operations_markdown(operations, step));
+    options.markdown->publish_text(caption + operations_markdown(operations, step));
   }
+  fmt::print("{}", text);
+  fmt::print("{}\n", result.dump());
 }
 
 }  // namespace transxssm

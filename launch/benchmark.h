@@ -8,6 +8,7 @@
 
 #include "launch/config.h"
 #include "launch/worker.h"
+#include "runtime/output_file.h"
 #include "runtime/stream.h"
 
 namespace transxssm {
@@ -27,11 +28,13 @@ TrainConfig benchmark_config(const BenchmarkShape& shape, std::vector<std::strin
 struct TrainBenchmarkOptions {
   int warmup = 2;
   int steps = 6;
-  int rounds = 3;        // with a peer: ours and the peer's in turn
-  std::string against;   // command of a peer that prints a JSON line with tokens_per_s; empty: none
-  std::string json;      // file to write; empty: none
-  std::string markdown;  // file for the table of operations; empty: none
-  std::string trace;     // file for a Chrome trace of one step of every rank; empty: none
+  int rounds = 3;       // with a peer: ours and the peer's in turn
+  std::string against;  // command of a peer that prints a JSON line with tokens_per_s; empty: none
+  // Files to write, opened on rank 0; null: none.
+  OutputFiles* json = nullptr;
+  OutputFiles* markdown = nullptr;    // the table of operations
+  OutputFiles* trace_file = nullptr;  // a Chrome trace of one step of every rank
+  bool trace = false;                 // on every rank: there is a trace_file
 };
 
 // Runs, prints tables on rank 0, and writes what the options ask for. Collective.
@@ -39,7 +42,7 @@ void benchmark_training(const TrainConfig& config, const BenchmarkShape& shape,
                         const TrainBenchmarkOptions& options, Worker& worker, Stream& stream);
 
 // Every operation at the sizes of `shape`, each by itself; `filter` is a part of the names wanted. One rank.
-void benchmark_operations(const BenchmarkShape& shape, const std::string& filter, const std::string& json,
+void benchmark_operations(const BenchmarkShape& shape, const std::string& filter, OutputFiles* json,
                           Stream& stream);
 
 struct LengthBenchmarkOptions {
@@ -53,7 +56,7 @@ struct LengthBenchmarkOptions {
   int steps = 1;
   int rounds = 2;  // over all lengths, the models in turn at each
   std::vector<std::string> overrides;
-  std::string json, plot;  // files to write; empty: none
+  OutputFiles *json = nullptr, *plot = nullptr;  // files to write; null: none
 };
 
 // Speed, attention's time and memory over the length of rows, and whether speed falls by no more than

@@ -11,8 +11,8 @@
 #include "launch/plan.h"
 #include "runtime/chart.h"
 #include "runtime/cpu_features.h"
-#include "runtime/file_system.h"
 #include "runtime/format.h"
+#include "runtime/log.h"
 
 namespace transxssm {
 namespace {
@@ -252,29 +252,27 @@ void benchmark_lengths(const LengthBenchmarkOptions& options, Worker& worker, co
         Point& point = model.points[i];
         Stream stream(device, num_threads);
         visit(options, model.preset, worker, stream, point);
-        fmt::print(stderr, "round {} of {}: {}, {} rows of {}: {:.0f} tokens/s\n", round, options.rounds,
-                   model.preset, options.tokens / point.length, point.length,
-                   static_cast<double>(options.tokens) / point.step_seconds.back());
+        log_info("round {} of {}: {}, {} rows of {}: {:.0f} tokens/s", round, options.rounds, model.preset,
+                 options.tokens / point.length, point.length,
+                 static_cast<double>(options.tokens) / point.step_seconds.back());
       }
 
   const std::string machine = device.is_cpu() ? fmt::format("CPU, {}, {} threads", cpu_level(), num_threads)
                                               : device_runtime().describe(device.index);
   const char* microbatch = options.whole_step ? "step" : "row";
-  fmt::print(
-      "bench length, {} tokens a step, {}, a microbatch is a {}; {}; {} steps in each of {} rounds\n{}{}",
-      options.tokens, options.dtype, microbatch, machine, options.steps, options.rounds,
-      table(models, options.tokens), checks(models, options.whole_step));
   const json result = {
       {"tokens", options.tokens}, {"dtype", options.dtype},
       {"microbatch", microbatch}, {"machine", machine},
       {"rounds", options.rounds}, {"steps", options.steps},
       {"warmup", options.warmup}, {"models", models_json(models, options.tokens, options.whole_step)}};
+  if (options.json != nullptr) options.json->publish_text(result.dump(2) + "\n");
+  if (options.plot != nullptr)
+    options.plot->publish_text(chart_svg_file(charts(models, options.tokens, options.whole_step)));
+  fmt::print(
+      "bench length, {} tokens a step, {}, a microbatch is a {}; {}; {} steps in each of {} rounds\n{}{}",
+      options.tokens, options.dtype, microbatch, machine, options.steps, options.rounds,
+      table(models, options.tokens), checks(models, options.whole_step));
   fmt::print("{}\n", result.dump());
-  std::fflush(stdout);
-  if (!options.json.empty()) write_file_atomically(posix_file_system(), options.json, result.dump(2) + "\n");
-  if (!options.plot.empty())
-    write_file_atomically(posix_file_system(), options.plot,
-                          chart_svg_file(charts(models, options.tokens, options.whole_step)));
 }
 
 }  // namespace transxssm

@@ -12,7 +12,6 @@
 #include "launch/benchmark.h"
 #include "launch/operands.h"
 #include "runtime/cpu_features.h"
-#include "runtime/file_system.h"
 
 namespace transxssm {
 namespace {
@@ -343,8 +342,8 @@ std::vector<Timing> OperationTimer::run_all() {
 
 }  // namespace
 
-void benchmark_operations(const BenchmarkShape& shape, const std::string& filter,
-                          const std::string& json_file, Stream& stream) {
+void benchmark_operations(const BenchmarkShape& shape, const std::string& filter, OutputFiles* json_file,
+                          Stream& stream) {
   const TrainConfig config = benchmark_config(shape, {}, 1);
   const DType dtype = shape.dtype == "bf16" ? DType::bf16 : DType::f32;
   const MachinePeaks peaks = measure_peaks(stream);
@@ -380,8 +379,8 @@ void benchmark_operations(const BenchmarkShape& shape, const std::string& filter
                                  {"peak_flops_f32", peaks.flops_f32},
                                  {"peak_flops_bf16", peaks.flops_bf16},
                                  {"operations", list}};
+  if (json_file != nullptr) json_file->publish_text(result.dump(2) + "\n");
   fmt::print("{}\n", result.dump());
-  if (!json_file.empty()) write_file_atomically(posix_file_system(), json_file, result.dump(2) + "\n");
 }
 
 }  // namespace transxssm

@@ -1,7 +1,6 @@
 // The program `transxssm`: the table of its commands.
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <string>
 #include <vector>
 
@@ -14,6 +13,8 @@
 #include "launch/commands/hugging_face.h"
 #include "launch/commands/selfcheck.h"
 #include "launch/commands/train.h"
+#include "launch/failure.h"
+#include "launch/standard_streams.h"
 #include "launch/version.h"
 #include "launch/worker.h"
 #include "runtime/error.h"
@@ -50,12 +51,12 @@ Program program() {
 }
 
 // Mistakes on the command line are the same on every rank: one of them speaks.
-int fail(ExitCode code, const char* message) {
+int fail(const Failure& failure) {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (rank == nullptr) rank = std::getenv("SLURM_PROCID");
-  if (rank == nullptr || std::atoi(rank) == 0)
-    std::fprintf(stderr, "transxssm: error: %s\n", printable_message(message).c_str());
-  return static_cast<int>(code);
+  if (!failure.message.empty() && (rank == nullptr || std::atoi(rank) == 0))
+    std::fprintf(stderr, "transxssm: error: %s\n", printable_message(failure.message).c_str());
+  return failure.code;
 }
 
 }  // namespace
@@ -63,12 +64,13 @@ int fail(ExitCode code, const char* message) {
 
 int main(int argc, char** argv) {
   using namespace transxssm;
+  prepare_standard_streams();
   try {
     register_backends();
-    return run_program(program(), std::vector<std::string>(argv + 1, argv + argc));
-  } catch (const Error& error) {
-    return fail(error.code(), error.what());
-  } catch (const std::exception& error) {
-    return fail(ExitCode::internal, error.what());
+    const int code = run_program(program(), std::vector<std::string>(argv + 1, argv + argc));
+    flush_standard_output();
+    return code;
+  } catch (...) {
+    return fail(current_failure());
   }
 }

@@ -9,8 +9,11 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
+#include <utility>
 
 #include "parallel/communicator.h"
 #include "runtime/error.h"
@@ -32,8 +35,11 @@ struct Record {
   char action[64];
   char communicator[64];
   char operation[32];
+  int32_t failure;
+  char message[700];
 };
-constexpr uint64_t kMagic = 0x3130475250585854;  // "TXXPRG01"
+constexpr uint64_t kMagic = 0x3230475250585854;  // "TXXPRG02"
+constexpr size_t kEachOnItsLine = 16;            // ranks of a table
 
 Record* record = nullptr;  // this rank's
 std::string record_directory;
@@ -117,6 +123,15 @@ std::string verdict(const std::vector<Progress>& records) {
 
 }  // namespace
 
+void clear_progress(const std::string& directory) {
+  std::error_code ignored;  // what cannot be removed is written over
+  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+    const std::string name = entry.path().filename();
+    if (name.starts_with("progress-rank-") || name.starts_with("failure"))
+      std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
 void open_progress(const std::string& directory, int rank, int size) {
   TRANSXSSM_CHECK(record == nullptr, "progress is opened once");
   const std::string path = record_path(directory, rank);
@@ -154,6 +169,17 @@ void publish_failed_wait() {
   record->changed_ns = record->wait_ns;
 }
 
+void publish_failure(int code, std::string_view message) {
+  if (record == nullptr) return;
+  assign(record->message, message);
+  record->failure = code;
+  msync(record, sizeof(Record), MS_SYNC);  // other hosts read the file
+}
+
+const std::string& progress_directory() {
+  return record_directory;
+}
+
 std::vector<Progress> read_progress(const std::string& directory, int size) {
   std::vector<Progress> records;
   const std::string here = host_name();
@@ -173,6 +199,8 @@ std::vector<Progress> read_progress(const std::string& directory, int size) {
     p.peer = p.waiting ? r.peer : -1;
     p.seconds_ago = static_cast<double>(now_ns() - r.changed_ns) * 1e-9;
     if (p.host == here) p.state = process_state(p.pid);
+    p.failure = r.failure;
+    if (p.failure != 0) p.message = text_of(r.message);
     records.push_back(p);
   }
   return records;
@@ -180,13 +208,24 @@ std::vector<Progress> read_progress(const std::string& directory, int size) {
 
 std::string progress_table(const std::vector<Progress>& records) {
   if (records.empty()) return "no rank left a record";
-  std::string text = "what every rank did last:\n";
+  // What is said of a rank, and those of which it is said: of few ranks each alone.
+  std::vector<std::pair<std::string, std::vector<const Progress*>>> rows;
+  std::map<std::string, size_t> known;
   for (const Progress& p : records) {
     const std::string doing =
         p.waiting ? fmt::format("waits for rank {} in {}", p.peer, p.operation) : "computes";
-    text +=
-        fmt::format("  rank {:<4} {:<16} step {:<8} {:<20} {:<42} since {:.1f} s{}\n", p.rank, p.host, p.step,
-                    p.action, doing, p.seconds_ago, p.state.empty() ? "" : ", process is " + p.state);
+    const std::string said = fmt::format("step {:<8} {:<20} {:<42}{}", p.step, p.action, doing,
+                                         p.state.empty() ? "" : " process is " + p.state);
+    const bool few = records.size() <= kEachOnItsLine;
+    const auto [at, is_new] = known.emplace(few ? std::to_string(p.rank) : said, rows.size());
+    if (is_new) rows.push_back({said, {}});
+    rows[at->second].second.push_back(&p);
+  }
+  std::string text = "what every rank did last:\n";
+  for (const auto& [said, ranks] : rows) {
+    const Progress& p = *ranks.front();
+    text += fmt::format("  rank {:<4} {:<16} {} since {:.1f} s{}\n", p.rank, p.host, said, p.seconds_ago,
+                        ranks.size() == 1 ? "" : fmt::format(", and {} other ranks", ranks.size() - 1));
   }
   return text + "verdict: " + verdict(records);
 }

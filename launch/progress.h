@@ -21,8 +21,13 @@ struct Progress {
   std::string operation;   // "all_reduce dp #12", where waiting
   int peer = -1;           // the rank waited for
   double seconds_ago = 0;  // since the record changed
-  std::string state;       // "stopped", "gone", "zombie" where the operating system says so, else ""
+  std::string state;       // "stopped", "gone" where the operating system says so, else ""
+  int failure = 0;         // exit code of the error that ends this rank; 0: none
+  std::string message;     // of that error, cut to the record's size
 };
+
+// Rank 0, before any rank opens its record: removes what an earlier start left in `directory`.
+void clear_progress(const std::string& directory);
 
 // Creates this rank's record in `directory`, which must exist, and lets communicators report what they wait
 // for. One a process; it stays until the process ends. Throws UsageError where the file cannot be made.
@@ -31,10 +36,15 @@ void open_progress(const std::string& directory, int rank, int size);
 void publish_progress(int64_t step, std::string_view action);
 // After a wait that ended in an error: the record shows that wait again.
 void publish_failed_wait();
+// What ends this rank, for the one that reports the failures of all.
+void publish_failure(int code, std::string_view message);
+// Where open_progress put this process's record; "" before it.
+const std::string& progress_directory();
 
 // The records of `size` ranks; those that cannot be read are left out.
 std::vector<Progress> read_progress(const std::string& directory, int size);
-// A line a rank, and a verdict that names the rank the others wait for.
+// A line a rank (of many ranks that do the same: one line for all of them), and a verdict that names the rank
+// the others wait for.
 std::string progress_table(const std::vector<Progress>& records);
 // The table of this job; "" before open_progress.
 std::string progress_table();

@@ -57,13 +57,16 @@ void ProgressBar::update(int64_t done) {
   if (since < (terminal_ ? kRedrawSeconds : kPlainSeconds)) return;
   last_ = now;
   // \033[K clears what a longer line left.
-  fmt::print(stderr, "{}{}{}", terminal_ ? "\r" : "", line(done, seconds()), terminal_ ? "\033[K" : "\n");
+  // Not fmt::print, which throws where standard error is gone: the work is worth more than its picture.
+  const std::string text =
+      fmt::format("{}{}{}", terminal_ ? "\r" : "", line(done, seconds()), terminal_ ? "\033[K" : "\n");
+  std::fputs(text.c_str(), stderr);
   std::fflush(stderr);
   drawn_ = terminal_;
 }
 
 void ProgressBar::finish() {
-  if (drawn_) fmt::print(stderr, "\r\033[K");
+  if (drawn_) std::fputs("\r\033[K", stderr);
   drawn_ = false;
 }
 

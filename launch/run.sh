@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# mpirun as a person wants it. Ctrl-C and SIGTERM make the ranks save and exit 75 (mpirun by itself kills them); a
-# second one ends at once. The exit code is the job's.
+# mpirun as a person wants it. Ctrl-C, SIGTERM and a closed terminal make the ranks save and exit 75 (mpirun by itself
+# kills them), and no further signal interrupts that, but for a third Ctrl-C. A reader of the output that goes away
+# (mpirun by itself crashes) costs nothing. The exit code is the job's.
 set -uo pipefail
 
 usage() {
@@ -9,13 +10,14 @@ Usage: launch/run.sh -n RANKS [--program FILE] [mpirun options] -- COMMAND [argu
   launch/run.sh -n 4 -- train --config launch/configs/tiny.textproto --set parallel.tp=2 --set parallel.pp=2
   launch/run.sh -n 16 --hostfile hosts -- train --config my.textproto --resume auto
 --program is another program than build/transxssm. Signals to this script: INT, TERM, HUP and USR1 save and exit 75,
-USR2 saves and goes on.
+USR2 saves and goes on. While a save is under way further signals change nothing, but for Ctrl-C: the third, each at
+least a second after the one before, ends at once without a save. Under nohup HUP is ignored. Commands other than
+train save nothing: the first signal ends them.
 EOF
 }
 fail() { echo "run.sh: $1" >&2; exit 2; }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-self=$0
 ranks=
 program=
 options=()
@@ -61,25 +63,52 @@ fi
 export OMPI_MCA_btl_vader_single_copy_mechanism=${OMPI_MCA_btl_vader_single_copy_mechanism:-none}
 export OMPI_MCA_btl_base_warn_component_unused=${OMPI_MCA_btl_base_warn_component_unused:-0}
 
-# A session of its own keeps the terminal's Ctrl-C from mpirun; should this script be killed outright, mpirun is told
-# to end.
+# mpirun does not survive the reader of its output: these children read it, hand it on while somebody takes it, and read
+# on when nobody does. Their exit code says what became of it: 141 the reader went away, 9 it could not be written.
+relay() {
+  trap '' INT TERM HUP USR1 USR2
+  local complaint
+  exec 3>&1
+  complaint=$(LC_ALL=C cat 2>&1 >&3) && exit 0
+  cat >/dev/null
+  case $complaint in *"Broken pipe"*) exit 141 ;; *) exit 9 ;; esac
+}
+trap '' PIPE  # for mpirun and the ranks too
+# Streams that are closed: what is printed there is lost, and of standard output that is an error.
+{ : >&2; } 2>/dev/null || exec 2>/dev/null
+{ : >&1; } 2>/dev/null || exec >/dev/full
+# A session of its own keeps the terminal's Ctrl-C from mpirun; should this script be killed outright, mpirun is told to
+# let the ranks save and end.
 guard=()
-if command -v setpriv >/dev/null && setpriv --pdeathsig TERM true 2>/dev/null; then guard=(setpriv --pdeathsig TERM); fi
+if command -v setpriv >/dev/null && setpriv --pdeathsig USR1 true 2>/dev/null; then guard=(setpriv --pdeathsig USR1); fi
 job=
-stops=0
+stopping=false
+interrupts=0
+last_interrupt=0
 interrupted=false
+say() { echo "run.sh: $1" >&2 || :; }
+# One keystroke may come by several ways: what follows within a second is the same one.
 # shellcheck disable=SC2317  # called by the traps
+interrupt() {
+  local now=${EPOCHREALTIME/[.,]/}
+  [ "$interrupts" = 0 ] || [ $((now - last_interrupt)) -ge 1000000 ] || return
+  last_interrupt=$now
+  interrupts=$((interrupts + 1))
+  case $interrupts in
+    1) ! $stopping || say "saving already" ;;
+    2) say "still saving; Ctrl-C once more ends at once, without a save" ;;
+    3) say "ending at once"; kill -TERM "$job" 2>/dev/null ;;
+  esac
+}
+# shellcheck disable=SC2317
 forward() {  # signal, the signal that the job gets
   interrupted=true
-  [ -n "$job" ] || exit 130
+  [ -n "$job" ] || exit $((128 + $(kill -l "$1")))
+  [ "$1" != INT ] || interrupt
   if [ "$2" = USR1 ]; then
-    stops=$((stops + 1))
-    if [ "$stops" -gt 1 ]; then
-      echo "run.sh: second signal: ending at once" >&2
-      kill -TERM "$job" 2>/dev/null
-      return
-    fi
-    echo "run.sh: $1: saving, then exit 75; once more ends at once" >&2
+    if $stopping; then return; fi
+    stopping=true
+    say "$1: saving, then exit 75"
   fi
   kill -"$2" "$job" 2>/dev/null
 }
@@ -89,13 +118,29 @@ for signal in INT TERM HUP USR1; do
 done
 trap 'forward USR2 USR2' USR2
 
-setsid "${guard[@]}" mpirun "${mpirun_options[@]}" "${options[@]}" "$program" "$@" </dev/null &
+exec {to_error}> >(relay >&2)
+exec {to_output}> >(relay)
+output=$!
+setsid "${guard[@]}" mpirun "${mpirun_options[@]}" "${options[@]}" "$program" "$@" </dev/null >&"$to_output" 2>&"$to_error" \
+  {to_output}>&- {to_error}>&- &
 job=$!
-while :; do  # a trapped signal ends wait before the job ends
-  interrupted=false
-  wait "$job"
-  status=$?
-  $interrupted || break
-done
-
+exec {to_output}>&- {to_error}>&-
+# A trapped signal ends wait before the job ends.
+await() {
+  local code
+  while :; do
+    interrupted=false
+    wait "$1"
+    code=$?
+    $interrupted || return $code
+  done
+}
+await "$job"
+status=$?
+await "$output"
+lost=$?
+if [ $status = 0 ] && { [ $lost = 141 ] || [ $lost = 9 ]; }; then
+  [ $lost = 141 ] || say "standard output cannot be written; what is missing there is lost"
+  status=$lost
+fi
 exit "$status"

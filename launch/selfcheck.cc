@@ -300,11 +300,14 @@ void print_trajectory(const GoldenFolder& golden, const GoldenResult& result) {
 }  // namespace
 
 void check_golden(const GoldenFolder& golden, const TrainConfig& config, Communicator& world, Stream& stream,
-                  const std::string& write) {
+                  OutputFiles* write) {
   const GoldenResult result = compute_golden(golden, config, world, stream);
   std::vector<ComparisonClass> classes;
   if (world.rank() == 0) {
-    if (!write.empty()) write_golden(posix_file_system(), write, golden, result);
+    if (write != nullptr) {
+      write_golden(posix_file_system(), write->temporary(0), golden, result);
+      write->publish();
+    }
     if (golden.trajectory) print_trajectory(golden, result);
     classes = compare_golden(golden, result, precision_of(config, stream.device()));
   }

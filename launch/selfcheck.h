@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launch/golden.h"
+#include "runtime/output_file.h"
 
 namespace transxssm {
 
@@ -59,7 +60,7 @@ std::string to_text(std::span<const ComparisonClass> classes);
 // The whole of the two checks, printed on rank 0. NumericsError on every rank where a tensor is beyond its
 // bound. Collective.
 void check_golden(const GoldenFolder& golden, const TrainConfig& config, Communicator& world, Stream& stream,
-                  const std::string& write = {});  // file for the results; empty: none
+                  OutputFiles* write = nullptr);  // on rank 0, for the results; null: none
 // `alone` is `config` on one rank.
 void check_mesh_run(const TrainConfig& config, const TrainConfig& alone, int64_t steps, Communicator& world,
                     Stream& stream);

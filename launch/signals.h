@@ -1,6 +1,8 @@
-// What a user or scheduler can ask of a running job. SIGUSR1, SIGINT and SIGTERM: save a checkpoint and exit
-// with code 75. SIGUSR2: save and go on. A second signal of the first kind exits at once with 128 + its
-// number.
+// What a user or scheduler can ask of a running job. SIGUSR1, SIGINT, SIGTERM and SIGHUP: save a checkpoint
+// and exit with code 75. SIGUSR2: save and go on. Schedulers repeat themselves (Slurm: USR1, then TERM) while
+// the save that the first signal asked for is under way, so no further signal interrupts it, but for a
+// person's: the third Ctrl-C, each at least a second after the one before, ends at once with code 130. SIGHUP
+// stays ignored where it was ignored at the start, as by nohup.
 #pragma once
 
 #include "parallel/communicator.h"
@@ -23,7 +25,8 @@ struct AgreedSignal {
 };
 
 // Collective: the strongest request any rank has, the same answer on every rank; a save_and_go_on is
-// forgotten with it. Call it at step boundaries: a rank that acted alone would leave the others waiting.
+// forgotten with it. Call it at step boundaries: a rank that acted alone would leave the others waiting. Rank
+// 0 prints the other ranks' warnings meanwhile (launch/warnings.h).
 AgreedSignal agree_on_signal(Communicator& world);
 
 // "SIGTERM"

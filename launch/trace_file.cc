@@ -1,10 +1,18 @@
 #include "launch/trace_file.h"
 
-#include "runtime/file_system.h"
+#include <utility>
+
+#include "launch/option_output.h"
 
 namespace transxssm {
 
-void write_trace(const std::string& file, const std::vector<TraceEvent>& events, Communicator& world,
+std::unique_ptr<OutputFiles> open_trace(const std::string& path, bool overwrite,
+                                        std::vector<std::string> inputs) {
+  return option_output(path, overwrite || begins_with(path, to_chrome_trace({}).substr(0, 20)),
+                       std::move(inputs));
+}
+
+void write_trace(OutputFiles* file, const std::vector<TraceEvent>& events, Communicator& world,
                  const std::string& host) {
   std::string mine = to_chrome_events({.rank = world.rank(), .host = host, .events = events});
   auto size = static_cast<int64_t>(mine.size());
@@ -20,7 +28,7 @@ void write_trace(const std::string& file, const std::vector<TraceEvent>& events,
     world.receive(Tensor(part.data(), DType::u8, {size}), rank).wait();
     parts.push_back(std::move(part));
   }
-  write_file_atomically(posix_file_system(), file, to_chrome_trace(parts));
+  file->publish_text(to_chrome_trace(parts));
 }
 
 }  // namespace transxssm

@@ -61,6 +61,10 @@ class TrainingRun {
     last_log_ = begin_ = Clock::now();
     // A start that was stopped right after its save had no time for this.
     if (start_.own && !start_.evaluated) validate_if_due();
+    if (!is_last()) {  // a signal while the job started
+      const AgreedSignal signal = options_.signal(world_, state_.step);
+      if (signal.request == StopRequest::save_and_exit) return stop_early(signal);
+    }
     while (!is_last()) {
       step();
       const AgreedSignal signal = options_.signal(world_, state_.step);
@@ -82,7 +86,9 @@ class TrainingRun {
 
  private:
   bool is_last() const { return state_.step >= start_.plan.last_step; }
-  bool due(int64_t every) const { return every > 0 && state_.step % every == 0 && !is_last(); }
+  bool due(int64_t every) const {
+    return every > 0 && state_.step > 0 && state_.step % every == 0 && !is_last();
+  }
   void validate_if_due() {
     if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
   }
@@ -153,7 +159,7 @@ class TrainingRun {
     publish_progress(state_.step + 1, "train");
     take_activity_seconds();  // what lay between the steps
     std::optional<Trace> trace;
-    if (!options_.trace.empty() && ++steps_of_this_start_ == kTracedStep) trace.emplace();
+    if (options_.trace && ++steps_of_this_start_ == kTracedStep) trace.emplace();
     {
       const Span span(Activity::data, "data");
       inputs_.data.fill(state_.consumed_samples + trainer_->first_row(), trainer_->batch());
@@ -161,8 +167,7 @@ class TrainingRun {
     const StepResult result = trainer_->step();
     const ActivitySeconds activities = take_activity_seconds();
     if (trace) {
-      write_trace(options_.trace, trace->take(), world_, options_.host);
-      if (world_.rank() == 0) log_info("trace of step {}: {}", trainer_->consumed().steps, options_.trace);
+      keep_trace(trace->take());
     }
 
     state_.step = trainer_->consumed().steps;
@@ -192,6 +197,16 @@ class TrainingRun {
     last_log_ = Clock::now();
     steps_since_log_ = 0;
     log_info("{}", format_step_line(m));
+  }
+
+  // A trace that cannot be written is not worth the run.
+  void keep_trace(const std::vector<TraceEvent>& events) const {
+    try {
+      write_trace(options_.trace_file, events, world_, options_.host);
+    } catch (const OutputError& error) {
+      return log_warning("{} Training goes on without the trace.", error.what());
+    }
+    if (world_.rank() == 0) log_info("the trace of step {} is written", trainer_->consumed().steps);
   }
 
   // What rank 0 did with a step, as fractions of it.
@@ -248,6 +263,13 @@ class TrainingRun {
   int stop_early(const AgreedSignal& signal) {
     log_info("{} on rank {}: saving step {}", signal_name(signal.signal), signal.rank, state_.step);
     save(true);
+    if (options_.stop_file != nullptr) {
+      try {
+        options_.stop_file->publish_text(fmt::format("step {}\n", state_.step));
+      } catch (const OutputError& error) {
+        log_warning("{} What waits for --stop-file does not learn of the save.", error.what());
+      }
+    }
     if (world_.rank() == 0) log_info("saved; go on with: {}", options_.resume_command);
     validate_if_due();
     return static_cast<int>(ExitCode::preempted);

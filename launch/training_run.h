@@ -8,15 +8,18 @@
 #include "launch/config.h"
 #include "launch/signals.h"
 #include "parallel/communicator.h"
+#include "runtime/output_file.h"
 #include "runtime/stream.h"
 
 namespace transxssm {
 
 struct TrainingRunOptions {
-  std::string resume = "auto";  // "auto", "none", or what named_checkpoint takes
-  std::string trace;            // file for a trace of the third step; empty: none
-  std::string host;             // where this rank runs, for the trace
-  std::string resume_command;   // what a user types to go on; printed when the run stops early
+  std::string resume = "auto";        // "auto", "none", or what named_checkpoint takes
+  bool trace = false;                 // of the third step
+  OutputFiles* trace_file = nullptr;  // on rank 0, where there is a trace
+  std::string host;                   // where this rank runs, for the trace
+  OutputFiles* stop_file = nullptr;   // on rank 0: written after a save that a signal asked for, "step N"
+  std::string resume_command;         // what a user types to go on; printed when the run stops early
   // Called once configuration, data, tokenizer and checkpoint were found right, before anything is written.
   std::function<void()> before_writing = [] {};
   // What the outside asks after step `step`; the same answer on every rank.

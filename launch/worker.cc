@@ -9,14 +9,14 @@
 #include <array>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <map>
-#include <new>
 #include <set>
-#include <thread>
 
+#include "launch/failure_report.h"
+#include "launch/signals.h"
+#include "launch/warnings.h"
 #include "parallel/device_transport.h"
 #include "parallel/local.h"
 #include "parallel/mpi_communicator.h"
@@ -71,41 +71,19 @@ std::vector<Seat> gather_seats(Communicator& world, const Seat& mine) {
   return seats;
 }
 
-struct Failure {
-  ExitCode code;
-  std::string message;
-};
-
-// The exception in flight.
-Failure current_failure() {
-  try {
-    throw;
-  } catch (const Error& error) {
-    return {error.code(), error.what()};
-  } catch (const std::bad_alloc&) {
-    return {ExitCode::device, "out of memory; use a smaller parallel.microbatch_size or more ranks"};
-  } catch (const std::exception& error) {
-    return {ExitCode::internal, error.what()};
-  } catch (...) {
-    return {ExitCode::internal, "an exception of unknown type"};
-  }
+// What tells this job from others on this host.
+std::string job_name() {
+  for (const char* name : {"PMIX_NAMESPACE", "SLURM_JOB_ID"})
+    if (const char* value = std::getenv(name)) return value;
+  return "";
 }
 
-// Prints the failure and ends the job. Ranks that fail together would all print: rank 0 speaks at once and
-// its abort ends the others while they wait their turn; where rank 0 is well, the lowest rank that failed
-// speaks.
+// Ends the job with the failure of this rank.
 int end_job(const Failure& failure, int rank, int size, const std::string& host) {
-  const int code = static_cast<int>(failure.code);
   for (int signal : {SIGINT, SIGTERM})
     std::signal(signal, SIG_DFL);  // the abort of another rank ends this one
-  if (failure.code == ExitCode::communication) publish_failed_wait();
-  if (rank > 0) std::this_thread::sleep_for(std::chrono::milliseconds(std::min(500 + 250 * rank, 3000)));
-  if (failure.code == ExitCode::communication) {
-    const std::string table = progress_table();
-    if (!table.empty()) log_error("{}", table);
-  }
-  const std::string who = failure.code == ExitCode::usage || size == 1 || rank > 0 ? "" : "rank 0: ";
-  log_error("{}{} ({}exit code {})", who, failure.message, size > 1 ? "on " + host + ", " : "", code);
+  const int code =
+      report_failure({.rank = rank, .size = size, .host = host, .failure = failure, .job = job_name()});
   if (size > 1) abort_mpi(code);
   return code;
 }
@@ -237,18 +215,21 @@ std::string tensor_groups_apart(const std::vector<std::string>& hosts, int tp) {
             "--map-by ppr:N:node).");
 }
 
-int run_worker(const std::function<int(Worker&)>& body) {
+int run_worker(const std::function<int(Worker&)>& body, SignalUse signals) {
   std::unique_ptr<Worker> worker;
   try {
-    install_signal_handlers();  // first: a signal while MPI starts must not kill the job
+    if (signals == SignalUse::save)
+      install_signal_handlers();  // first: a signal while MPI starts must not kill the job
     worker = std::make_unique<Worker>();
-    return body(*worker);
+    const int code = body(*worker);
+    if (signals == SignalUse::end) print_warnings_of_all(worker->world());
+    return code;
   } catch (...) {
     const Failure failure = current_failure();
     if (!worker) {  // no MPI to end the others with: rank 0 speaks for all
       const int rank =
           number_or(std::getenv("OMPI_COMM_WORLD_RANK"), number_or(std::getenv("SLURM_PROCID"), 0));
-      return rank > 0 ? static_cast<int>(failure.code) : end_job(failure, 0, 1, "");
+      return rank > 0 ? failure.code : end_job(failure, 0, 1, "");
     }
     return end_job(failure, worker->rank(), worker->size(), worker->host());
   }

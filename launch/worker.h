@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "launch/progress.h"
-#include "launch/signals.h"
 #include "parallel/communicator.h"
 
 namespace transxssm {
@@ -45,10 +43,13 @@ class Worker {
   bool cores_shared_ = false;
 };
 
-// Runs `body` as this process's part of the job, with the signal handlers installed, and returns its exit
-// code. An exception ends the job: it is printed once with its rank and exit code, and all ranks end with
-// that code. A communication time-out also prints what every rank was doing.
-int run_worker(const std::function<int(Worker&)>& body);
+// What SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 do to a command: end it, as they end any program; or ask
+// it to save (launch/signals.h), where it looks at that.
+enum class SignalUse { end, save };
+
+// Runs `body` as this process's part of the job and returns its exit code. An exception ends the job: it is
+// printed once for all ranks that failed (launch/failure_report.h), and all ranks end with its exit code.
+int run_worker(const std::function<int(Worker&)>& body, SignalUse signals = SignalUse::end);
 
 // What to tell the user where ranks of one tensor-parallel group run on different hosts, whose every layer
 // then waits for the network; "" where none do. `hosts`: of all ranks, tp innermost.

@@ -244,7 +244,7 @@ fi
 for shape in "${kernel_shapes[@]}"; do
   IFS=' ' read -r preset batch seq filter <<<"$shape"
   run kernels "kernels-$preset-$seq" 240 $program bench kernels --preset "$preset" --batch "$batch" --seq "$seq" --dtype bf16 --device cuda \
-    ${filter:+--filter "$filter"} --json "$out/kernels-$preset-$seq.json"
+    ${filter:+--filter "$filter"} --overwrite --json "$out/kernels-$preset-$seq.json"
 done
 for shape in "${train_shapes[@]}"; do
   read -r preset batch seq <<<"$shape"
@@ -257,7 +257,7 @@ for shape in "${train_shapes[@]}"; do
     budget=900
   fi
   run train "train-$preset-$seq" $budget $program bench train --preset "$preset" --batch "$batch" --seq "$seq" --dtype bf16 --device cuda \
-    "${train_options[@]}" ${against[@]+"${against[@]}"} --json "$out/train-$preset-$seq.json"
+    "${train_options[@]}" ${against[@]+"${against[@]}"} --overwrite --json "$out/train-$preset-$seq.json"
 done
 
 # One table of each. The benchmarks' last line of output is their JSON.

@@ -5,6 +5,8 @@
 
 #include "launch/benchmark.h"
 #include "launch/device.h"
+#include "launch/option_output.h"
+#include "launch/trace_file.h"
 
 namespace transxssm {
 namespace {
@@ -38,7 +40,8 @@ std::vector<Option> with_common_options(std::vector<Option> own) {
         .choices = {"f32", "bf16"}},
        {.name = "--threads", .value = "N", .help = "of a rank; 0: its share of the cores", .standard = "0"},
        {.name = "--device", .value = "auto|cpu|cuda|cuda:N", .help = "where to run", .standard = "auto"},
-       {.name = "--json", .value = "FILE", .help = "write the result there too"}});
+       {.name = "--json", .value = "FILE", .help = "write the result there too"},
+       {.name = "--overwrite", .help = "replace files that are there"}});
   return all;
 }
 
@@ -83,18 +86,28 @@ int bench_train(const Arguments& arguments, Worker& worker) {
   const TrainConfig config = benchmark_config(shape, arguments.list("--set"), worker.size());
   Stream stream = make_stream(arguments, worker);
   use_device_of(stream, worker);
+  const bool overwrite = arguments.flag("--overwrite"), speaks = worker.rank() == 0;
+  const auto open = [&](const char* name) {
+    return option_output(speaks ? arguments.text(name) : "", overwrite);
+  };
+  const auto json = open("--json"), markdown = open("--markdown"),
+             trace = open_trace(speaks ? arguments.text("--trace") : "", overwrite);
   benchmark_training(config, shape,
                      {.steps = static_cast<int>(arguments.integer("--steps", 1, 100000)),
                       .rounds = static_cast<int>(arguments.integer("--rounds", 1, 1000)),
                       .against = arguments.text("--against"),
-                      .json = arguments.text("--json"),
-                      .markdown = arguments.text("--markdown"),
-                      .trace = arguments.text("--trace")},
+                      .json = json.get(),
+                      .markdown = markdown.get(),
+                      .trace_file = trace.get(),
+                      .trace = arguments.has("--trace")},
                      worker, stream);
   return 0;
 }
 
 int bench_length(const Arguments& arguments, Worker& worker) {
+  const bool overwrite = arguments.flag("--overwrite");
+  const auto json = option_output(arguments.text("--json"), overwrite);
+  const auto plot = option_output(arguments.text("--plot"), overwrite);
   benchmark_lengths({.preset = arguments.text("--preset"),
                      .baseline = arguments.text("--baseline"),
                      .dtype = arguments.text("--dtype"),
@@ -105,8 +118,8 @@ int bench_length(const Arguments& arguments, Worker& worker) {
                      .steps = static_cast<int>(arguments.integer("--steps", 1, 100000)),
                      .rounds = static_cast<int>(arguments.integer("--rounds", 1, 1000)),
                      .overrides = arguments.list("--set"),
-                     .json = arguments.text("--json"),
-                     .plot = arguments.text("--plot")},
+                     .json = json.get(),
+                     .plot = plot.get()},
                     worker, choose_device(arguments.text("--device"), worker.local_rank()),
                     take_threads(arguments, worker));
   return 0;
@@ -114,7 +127,8 @@ int bench_length(const Arguments& arguments, Worker& worker) {
 
 int bench_kernels(const Arguments& arguments, Worker& worker) {
   Stream stream = make_stream(arguments, worker);
-  benchmark_operations(shape_of(arguments), arguments.text("--filter"), arguments.text("--json"), stream);
+  const auto json = option_output(arguments.text("--json"), arguments.flag("--overwrite"));
+  benchmark_operations(shape_of(arguments), arguments.text("--filter"), json.get(), stream);
   return 0;
 }
 

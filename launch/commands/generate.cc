@@ -8,6 +8,7 @@
 #include "launch/checkpoint_path.h"
 #include "launch/device.h"
 #include "launch/generator.h"
+#include "launch/standard_streams.h"
 #include "launch/worker.h"
 #include "runtime/data/tokenizer.h"
 #include "runtime/data/utf8.h"
@@ -31,7 +32,7 @@ class Utf8Printer {
     std::string text = pending_.substr(0, whole);
     replace_ill_formed(text);
     std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
+    flush_standard_output();
     pending_.erase(0, whole);
   }
 

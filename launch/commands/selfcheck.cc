@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "launch/device.h"
+#include "launch/option_output.h"
 #include "launch/plan.h"
 #include "launch/selfcheck.h"
 #include "launch/worker.h"
@@ -18,7 +19,7 @@ Stream make_stream(const TrainConfig& config, Worker& worker) {
 }
 
 int check_with_config(const Arguments& arguments, Worker& worker) {
-  for (const char* name : {"--trajectory", "--write"})
+  for (const char* name : {"--trajectory", "--write", "--overwrite"})
     if (arguments.has(name)) throw UsageError("{} is for --golden", name);
   if (worker.size() == 1)
     throw UsageError(
@@ -45,10 +46,14 @@ int selfcheck(const Arguments& arguments, Worker& worker) {
   const GoldenFolder golden = read_golden(posix_file_system(), arguments.text("--golden"));
   if (arguments.flag("--trajectory") && !golden.trajectory)
     throw CheckpointError("{}/golden.safetensors: tensor lr is missing: no trajectory", golden.path);
+  const std::string folder = arguments.text("--golden");
+  const auto write =
+      option_output(worker.rank() == 0 ? arguments.text("--write") : "", arguments.flag("--overwrite"),
+                    {folder + "/golden.safetensors", folder + "/model.safetensors", folder + "/config.json"});
   const TrainConfig config = golden_config(golden, arguments.list("--set"), worker.size());
   Stream stream = make_stream(config, worker);
   use_device_of(stream, worker);
-  check_golden(golden, config, worker.world(), stream, arguments.text("--write"));
+  check_golden(golden, config, worker.world(), stream, write.get());
   return 0;
 }
 
@@ -69,6 +74,7 @@ Command selfcheck_command() {
                 .value = "FILE",
                 .help = "write what was computed, in the form of golden.safetensors",
                 .group = reference},
+               {.name = "--overwrite", .help = "replace the file that --write names", .group = reference},
                {.name = "--config",
                 .value = "FILE",
                 .help = "a training configuration with its data; runs under mpirun",

@@ -6,6 +6,7 @@
 
 #include "launch/benchmark.h"
 #include "launch/benchmark_steps.h"
+#include "launch/option_output.h"
 #include "launch/plan.h"
 #include "tests/support/temporary_directory.h"
 
@@ -37,13 +38,14 @@ struct Outcome {
 
 Outcome run(LengthBenchmarkOptions options) {
   const TemporaryDirectory directory;
-  options.json = directory / "length.json";
+  const auto file = option_output(directory / "length.json", false);
+  options.json = file.get();
   Worker worker;
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
   benchmark_lengths(options, worker, {}, 1);
   testing::internal::GetCapturedStderr();
-  return {testing::internal::GetCapturedStdout(), json::parse(directory.read(options.json))};
+  return {testing::internal::GetCapturedStdout(), json::parse(directory.read(directory / "length.json"))};
 }
 
 TEST(FitMemory, LinesAndCurves) {
@@ -116,10 +118,11 @@ TEST(BenchLength, RowByRowMemoryIsTheLinesOfThePlan) {
 TEST(BenchLength, ThePlotHasBothModelsInTwoPanels) {
   const TemporaryDirectory directory;
   LengthBenchmarkOptions options = quick_options();
-  options.plot = directory / "length.svg";
+  const auto plot = option_output(directory / "length.svg", false);
+  options.plot = plot.get();
   options.steps = options.rounds = 1;
   run(options);
-  const std::string svg = directory.read(options.plot);
+  const std::string svg = directory.read(directory / "length.svg");
   EXPECT_THAT(svg, AllOf(HasSubstr("Training, 128 tokens a step, tokens/s"),
                          HasSubstr("Memory of a row's activations, MB"), HasSubstr(">64<"),
                          HasSubstr(">llama-tiny<")));

@@ -8,6 +8,7 @@
 
 #include "launch/benchmark_costs.h"
 #include "launch/benchmark_steps.h"
+#include "launch/option_output.h"
 #include "launch/plan.h"
 #include "launch/trainer.h"
 #include "model/accounting.h"
@@ -166,15 +167,19 @@ TEST(BenchTrain, WritesWhatItMeasured) {
   const TrainConfig config = benchmark_config(shape, kMinute, 1);
   Worker worker;
   Stream stream(1);
+  const auto json_file = option_output(directory / "result.json", false);
+  const auto markdown = option_output(directory / "result.md", false);
+  const auto trace = option_output(directory / "trace.json", false);
   testing::internal::CaptureStdout();
   benchmark_training(config, shape,
                      {.warmup = 1,
                       .steps = 2,
                       .rounds = 3,
                       .against = "echo '{\"tokens_per_s\": 1000}'",
-                      .json = directory / "result.json",
-                      .markdown = directory / "result.md",
-                      .trace = directory / "trace.json"},
+                      .json = json_file.get(),
+                      .markdown = markdown.get(),
+                      .trace_file = trace.get(),
+                      .trace = true},
                      worker, stream);
   const std::string text = testing::internal::GetCapturedStdout();
   EXPECT_THAT(text, AllOf(HasSubstr("bench train tiny"), HasSubstr("Gemm"), HasSubstr("SsdBackward"),
@@ -262,8 +267,9 @@ TEST(BenchKernels, EveryOperationOfTheModelBesideItsFloor) {
   const TemporaryDirectory directory;
   const auto names = [&](const std::string& preset, const std::string& filter) {
     Stream stream(1);
+    const auto output = option_output(directory / "kernels.json", true);
     testing::internal::CaptureStdout();
-    benchmark_operations({preset, 1, 32, "f32"}, filter, directory / "kernels.json", stream);
+    benchmark_operations({preset, 1, 32, "f32"}, filter, output.get(), stream);
     testing::internal::GetCapturedStdout();
     std::vector<std::string> list;
     const json result = json::parse(directory.read(directory / "kernels.json"));

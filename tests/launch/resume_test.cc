@@ -116,8 +116,8 @@ class Resume : public testing::TestWithParam<std::pair<MeshShape, std::string>> 
 TEST_P(Resume, GivesTheBitsOfTheRunThatWasNotInterrupted) {
   const TrainConfig whole = config("whole");
   ASSERT_EQ(train(whole, -1), 0);
-  // Stopped in the first epoch, at its last step, and in the second.
-  for (int64_t stop : {3, 6, 7}) {
+  // Stopped before the first step, in the first epoch, at its last step, and in the second.
+  for (int64_t stop : {0, 3, 6, 7}) {
     const TrainConfig parts = config(fmt::format("stopped-at-{}", stop));
     ASSERT_EQ(train(parts, stop), 75);
     ASSERT_EQ(train(parts, -1), 0);

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "launch/trace_file.h"
 #include "launch/training_run.h"
 #include "parallel/local.h"
 #include "runtime/data/token_file.h"
@@ -43,7 +44,8 @@ TEST(TrainingTime, IsInTheMetricsAndInTheTrace) {
   const std::string file = directory / "trace.json";
   run_as_ranks(4, [&](Communicator& world) {
     Stream stream(1);
-    TrainingRunOptions options{.resume = "none", .trace = file, .host = "here"};
+    const auto output = open_trace(world.rank() == 0 ? file : "", false);
+    TrainingRunOptions options{.resume = "none", .trace = true, .trace_file = output.get(), .host = "here"};
     options.signal = [](Communicator&, int64_t) { return AgreedSignal{}; };
     run_training(config, world, stream, options);
   });
@@ -65,6 +67,11 @@ TEST(TrainingTime, IsInTheMetricsAndInTheTrace) {
       EXPECT_GT(line.at(fmt::format("time/{}", name)).get<double>(), 0) << name;
   }
   EXPECT_EQ(steps, 4);
+
+  EXPECT_NO_THROW(open_trace(file, false));  // the next start replaces it
+  const std::string other = directory.write("data.bin", "no trace");
+  EXPECT_THROW(open_trace(other, false), UsageError);
+  EXPECT_THROW(open_trace(file, true, {file}), UsageError);
 
   const json trace = json::parse(TemporaryDirectory::read(file));
   std::map<int, std::set<std::string>> names, kinds;  // by rank

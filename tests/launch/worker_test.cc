@@ -6,17 +6,23 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <new>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "kernels/gemm.h"
+#include "launch/hosts.h"
+#include "launch/progress.h"
+#include "launch/signals.h"
 #include "parallel/local.h"
 #include "runtime/error.h"
 
@@ -87,6 +93,12 @@ TEST(Worker, EveryExceptionHasItsExitCode) {
   EXPECT_EQ(code_of([] { throw CommunicationError("rank 3 is lost"); }), 7);
   EXPECT_EQ(code_of([] { throw UsageError("no"); }), 2);
   EXPECT_EQ(code_of([] { throw std::bad_alloc(); }), 8);
+  // Of the operating system, where nobody gave it another name: a disk, a limit, a path.
+  EXPECT_EQ(code_of([] { throw std::system_error(ENOSPC, std::generic_category(), "write x"); }), 9);
+  EXPECT_EQ(code_of([] { throw std::system_error(EAGAIN, std::generic_category(), "thread"); }), 8);
+  EXPECT_EQ(code_of([] { throw std::system_error(ENAMETOOLONG, std::generic_category(), "open x"); }), 2);
+  EXPECT_EQ(code_of([] { std::filesystem::file_size("/no/such/file"); }), 2);
+  EXPECT_EQ(code_of([] { throw std::length_error("vector"); }), 8);
   EXPECT_EQ(code_of([] { throw std::logic_error("bug"); }), 1);
   EXPECT_EQ(code_of([] { throw 3; }), 1);
 }
@@ -165,17 +177,54 @@ TEST(Signals, DoNotInterruptMatrixProducts) {
   install_signal_handlers();
 }
 
-TEST(SignalsDeathTest, TheSecondSignalExitsAtOnce) {
+// Sends a signal and gives it time to be taken.
+void send_and_wait(int signal, std::chrono::milliseconds time) {
+  kill(getpid(), signal);
+  std::this_thread::sleep_for(time);
+}
+
+TEST(SignalsDeathTest, OnlyTheThirdCtrlCEndsAtOnce) {
+  using std::chrono::milliseconds;
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(
       {
         install_signal_handlers();
         send(SIGUSR1, StopRequest::save_and_exit);
-        kill(getpid(), SIGUSR2);  // asks for no exit
-        kill(getpid(), SIGINT);
-        while (true) pause();
+        for (int signal : {SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGTERM})  // a scheduler's
+          send_and_wait(signal, milliseconds(20));
+        send_and_wait(SIGINT, milliseconds(20));
+        for (int i = 0; i < 5; ++i) send_and_wait(SIGINT, milliseconds(20));  // the same keystroke
+        std::fprintf(stderr, "goes on");
+        send_and_wait(SIGINT, milliseconds(0));
+        std::this_thread::sleep_for(milliseconds(1100));
+        send_and_wait(SIGINT, milliseconds(1100));
+        std::fprintf(stderr, "still does");
+        send_and_wait(SIGINT, milliseconds(5000));
       },
-      ::testing::ExitedWithCode(128 + SIGINT), "");
+      ::testing::ExitedWithCode(128 + SIGINT), "goes on.*once more ends at once.*still does");
+}
+
+TEST(Signals, HangUpStaysIgnored) {
+  std::signal(SIGHUP, SIG_IGN);  // nohup
+  install_signal_handlers();
+  kill(getpid(), SIGHUP);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(pending_signal(), StopRequest::none);
+  std::signal(SIGHUP, SIG_DFL);
+  install_signal_handlers();
+  send(SIGHUP, StopRequest::save_and_exit);
+  EXPECT_STREQ(signal_name(SIGHUP), "SIGHUP");
+  install_signal_handlers();
+}
+
+TEST(Hosts, AreNamedWithTheirRanks) {
+  EXPECT_EQ(describe_hosts({"a", "a"}), "host a");
+  EXPECT_EQ(describe_hosts({"a", "a", "b", "a", "c"}), "3 hosts: a (ranks 0-1, 3), b (rank 2), c (rank 4)");
+  std::vector<std::string> many;
+  for (int rank = 0; rank < 512; ++rank) many.push_back("node" + std::to_string(rank / 8));
+  const std::string text = describe_hosts(many);
+  EXPECT_THAT(text, HasSubstr("64 hosts: node0 (ranks 0-7), node1 (ranks 8-15)"));
+  EXPECT_THAT(text, HasSubstr(" and 56 more"));
 }
 
 Progress progress(int rank, int64_t step, int peer) {
@@ -199,6 +248,13 @@ TEST(Progress, TheVerdictNamesTheRankThatOthersWaitFor) {
               HasSubstr("verdict: ranks wait for one another: 0 -> 1 -> 0"));
   EXPECT_THAT(progress_table({progress(0, 8, -1), progress(1, 7, -1)}), HasSubstr("verdict: rank 1 "));
   EXPECT_THAT(progress_table({progress(0, 8, 5)}), HasSubstr("verdict: rank 5 left no record"));
+  // Of many ranks those that do the same have one line.
+  std::vector<Progress> many;
+  for (int rank = 0; rank < 512; ++rank) many.push_back(progress(rank, 7, rank == 9 ? -1 : 9));
+  const std::string table = progress_table(many);
+  EXPECT_LE(std::count(table.begin(), table.end(), '\n'), 4);
+  EXPECT_THAT(table, HasSubstr("and 510 other ranks"));
+  EXPECT_THAT(table, HasSubstr("verdict: rank 9 (h, pid 109) is behind"));
   Progress stopped = progress(1, 9, 0);
   stopped.state = "stopped";
   EXPECT_THAT(progress_table({progress(0, 8, 1), stopped}),
@@ -238,6 +294,11 @@ TEST(Progress, RecordsAreReadFromFiles) {
   EXPECT_FALSE(read_progress(directory, 2)[0].waiting);
   publish_failed_wait();
   EXPECT_TRUE(read_progress(directory, 2)[0].waiting);
+  publish_failure(6, "loss is nan");
+  EXPECT_EQ(read_progress(directory, 2)[0].failure, 6);
+  EXPECT_EQ(read_progress(directory, 2)[0].message, "loss is nan");
+  clear_progress(directory);
+  EXPECT_TRUE(read_progress(directory, 2).empty());
   std::filesystem::remove_all(directory);
 }
 
