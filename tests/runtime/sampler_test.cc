@@ -218,41 +218,6 @@ TEST_F(SamplerTest, RefusesWhatCannotBeRead) {
   EXPECT_THROW(TrainingData({.sources = {}, .tokens = 4, .vocab_size = 19}), UsageError);
 }
 
-TEST(Blend, FollowsItsRule) {
-  // The rule itself, in whole numbers: the largest m_i * max(n, 1) - M * drawn_i, the first of equals.
-  const std::vector<std::vector<double>> cases = {{1},
-                                                  {1, 1},
-                                                  {3, 7},
-                                                  {0.5, 0.25, 0.25},
-                                                  {0.3, 0.3, 0.3, 0.1},
-                                                  {1, 2, 3, 5, 7},
-                                                  {1, 1000},
-                                                  {0.123456, 0.3, 2.71828}};
-  for (const auto& weights : cases) {
-    const Blend blend(weights);
-    const std::vector<int64_t>& m = blend.numerators();
-    const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
-    std::vector<int64_t> drawn(weights.size(), 0);
-    for (int64_t n = 0; n < 200000; ++n) {
-      size_t best = 0;
-      for (size_t i = 1; i < m.size(); ++i)
-        if (m[i] * std::max<int64_t>(n, 1) - drawn[i] * blend.period() >
-            m[best] * std::max<int64_t>(n, 1) - drawn[best] * blend.period())
-          best = i;
-      const Blend::Draw draw = blend(n);
-      ASSERT_EQ(draw.source, static_cast<int>(best)) << n;
-      ASSERT_EQ(draw.index, drawn[best]++) << n;
-    }
-    for (size_t i = 0; i < m.size(); ++i)
-      EXPECT_NEAR(static_cast<double>(drawn[i]) / 200000, weights[i] / sum, 3e-5) << i;
-  }
-  EXPECT_EQ(Blend({0.3, 0.7}).period(), 10);
-  EXPECT_EQ(Blend({1, 2}).period(), 3);
-  EXPECT_THROW(Blend({1, 0}), UsageError);
-  EXPECT_THROW(Blend({1, -1}), UsageError);
-  EXPECT_THROW(Blend(std::vector<double>{}), UsageError);
-}
-
 TEST_F(SamplerTest, BlendsSources) {
   const TrainingData data({.sources = {{write_counting("a", 101), 1}, {write_counting("b", 401, 1000), 3}},
                            .tokens = 4,
