@@ -6,8 +6,11 @@
 #include "runtime/data/token_file.h"
 #include "runtime/data/tokenizer.h"
 #include "runtime/data/utf8.h"
+#include "runtime/error.h"
 #include "runtime/file_system.h"
 #include "runtime/format.h"
+#include "runtime/log.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 namespace {
@@ -27,17 +30,41 @@ std::string escape(const std::string& text) {
   return result;
 }
 
+// The tokenizer at `path`, or, where that is empty, the one that the dataset names, if it is still the same;
+// `path` becomes its file.
+std::optional<Tokenizer> tokenizer_of(const TokenFile& file, std::string& path) {
+  const std::optional<TokenFileFacts>& facts = file.facts();
+  const auto is_other = [&](const Tokenizer& tokenizer) {
+    return facts && !facts->tokenizer_digest.empty() && facts->tokenizer_digest != tokenizer.digest();
+  };
+  if (!path.empty()) {
+    Tokenizer tokenizer = Tokenizer::load(path);
+    if (is_other(tokenizer))
+      log_warning("{} was made with another tokenizer: {}, digest {}; {} has {}.", file.prefix(),
+                  printable(facts->tokenizer), facts->tokenizer_digest, path, tokenizer.digest());
+    return tokenizer;
+  }
+  if (!facts || !posix_file_system().exists(facts->tokenizer)) return std::nullopt;
+  try {
+    Tokenizer tokenizer = Tokenizer::load(facts->tokenizer);
+    path = facts->tokenizer;
+    if (!is_other(tokenizer)) return tokenizer;
+    log_warning("{} is no longer the tokenizer that {} was made with (digest {}, then {}).", printable(path),
+                file.prefix(), tokenizer.digest(), facts->tokenizer_digest);
+  } catch (const DataError& error) {
+    log_warning("The tokenizer that {} was made with cannot be used: {}", file.prefix(), error.what());
+  }
+  return std::nullopt;
+}
+
 int inspect(const Arguments& arguments) {
   const TokenFile file(arguments.text("PREFIX"));
   const std::optional<TokenFileFacts>& facts = file.facts();
+  if (!file.facts_problem().empty()) log_warning("{}.", file.facts_problem());
   std::string tokenizer_path = arguments.text("--tokenizer");
-  if (tokenizer_path.empty() && facts && posix_file_system().exists(facts->tokenizer))
-    tokenizer_path = facts->tokenizer;
-  std::optional<Tokenizer> tokenizer;
-  if (!tokenizer_path.empty()) {
-    tokenizer = Tokenizer::load(tokenizer_path);
-    file.check_vocabulary(tokenizer->vocab_size());
-  }
+  const std::optional<Tokenizer> tokenizer = tokenizer_of(file, tokenizer_path);
+  const IdRange range = file.scan_ids(0, file.num_tokens());
+  if (tokenizer) file.check_vocabulary(tokenizer->vocab_size(), range);
 
   int64_t shortest = file.num_tokens(), longest = 0;
   for (int64_t d = 0; d < file.num_documents(); ++d) {
@@ -54,8 +81,8 @@ int inspect(const Arguments& arguments) {
     row("document length",
         fmt::format("{} to {} tokens, mean {:.1f}", format_count(shortest), format_count(longest),
                     static_cast<double>(file.num_tokens()) / static_cast<double>(file.num_documents())));
-  row("dtype", file.token_bytes() == 2 ? "u16" : "i32");
-  row("maximum id", std::to_string(file.scan_max_token_id()));
+  row("dtype", std::string(file.token_type_name()));
+  row("maximum id", std::to_string(range.high));
   if (facts) {
     row("text", fmt::format("{} bytes, {:.3f} a token", format_count(facts->text_bytes),
                             static_cast<double>(facts->text_bytes) /
@@ -63,7 +90,8 @@ int inspect(const Arguments& arguments) {
     row("document end",
         facts->end_of_document < 0 ? "no token" : fmt::format("id {}", facts->end_of_document));
   }
-  row("tokenizer", tokenizer ? fmt::format("{} ({} ids)", tokenizer_path, tokenizer->vocab_size())
+  row("tokenizer", tokenizer ? fmt::format("{} ({} ids, digest {})", printable(tokenizer_path),
+                                           tokenizer->vocab_size(), tokenizer->digest())
                              : "not given: ids are shown (--tokenizer FILE shows text)");
   row("digest", fmt::format("{:016x}", file.digest()));
 

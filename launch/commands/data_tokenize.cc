@@ -94,7 +94,8 @@ int tokenize(const Arguments& arguments) {
   if (writer.num_tokens() == 0) throw DataError("The input has no text; nothing was written.");
   writer.finish({.text_bytes = reader.text_bytes(),
                  .end_of_document = end_of_document,
-                 .tokenizer = std::filesystem::absolute(tokenizer_path).lexically_normal().string()});
+                 .tokenizer = std::filesystem::absolute(tokenizer_path).lexically_normal().string(),
+                 .tokenizer_digest = tokenizer.digest()});
 
   report_reader(reader);
   const double seconds = progress.seconds();

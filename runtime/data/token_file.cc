@@ -8,61 +8,44 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
+#include <limits>
 #include <utility>
 
-#include "runtime/crc32c.h"
-#include "runtime/data/token_file_format.h"
+#include "runtime/data/unaligned.h"
 #include "runtime/error.h"
 
 namespace transxssm {
 namespace {
 
-constexpr int64_t kMaxFactsBytes = 1 << 20;
-constexpr int64_t kAlwaysScanBytes = int64_t{1} << 30;
-constexpr const char* kHint = "make it again with `transxssm data tokenize`";
-
-// The arrays of .idx are not aligned.
-template <class T>
-T load(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
-}
-
-template <class T>
-int64_t find_outside(const std::byte* data, int64_t count, int64_t vocab_size) {
-  // A block at a time, so that the usual case, no bad id, is a plain maximum.
-  constexpr int64_t kBlock = 4096;
-  for (int64_t at = 0; at < count; at += kBlock) {
-    const int64_t end = std::min(count, at + kBlock);
-    int64_t low = 0, high = 0;
-    for (int64_t i = at; i < end; ++i) {
-      const auto id = static_cast<int64_t>(load<T>(data + i * static_cast<int64_t>(sizeof(T))));
-      low = std::min(low, id);
-      high = std::max(high, id);
-    }
-    if (low >= 0 && high < vocab_size) continue;
-    for (int64_t i = at; i < end; ++i) {
-      const auto id = static_cast<int64_t>(load<T>(data + i * static_cast<int64_t>(sizeof(T))));
-      if (id < 0 || id >= vocab_size) return i;
-    }
+// Calls fn(T{}) with the type of a file's ids.
+template <class Fn>
+auto with_type(TokenType type, Fn&& fn) {
+  switch (type) {
+    case TokenType::u8:
+      return fn(uint8_t{});
+    case TokenType::i8:
+      return fn(int8_t{});
+    case TokenType::i16:
+      return fn(int16_t{});
+    case TokenType::i32:
+      return fn(int32_t{});
+    case TokenType::i64:
+      return fn(int64_t{});
+    case TokenType::u16:
+      break;
   }
-  return -1;
+  return fn(uint16_t{});
 }
 
 template <class T>
-int32_t max_of(const std::byte* data, int64_t count) {
-  int32_t high = -1;
-  for (int64_t i = 0; i < count; ++i)
-    high = std::max(high, static_cast<int32_t>(load<T>(data + i * static_cast<int64_t>(sizeof(T)))));
-  return high;
+T element(const std::byte* data, int64_t i) {
+  return load<T>(data + i * static_cast<int64_t>(sizeof(T)));
 }
 
 }  // namespace
 
 void TokenFile::Mapping::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a named pipe must not block
   if (fd < 0)
     throw DataError("Cannot open token file {}: {}; give the prefix without .bin or .idx.", path,
                     std::strerror(errno));
@@ -77,6 +60,7 @@ void TokenFile::Mapping::open(const std::string& path) {
   if (mapped == MAP_FAILED) throw DataError("Cannot map token file {}: {}.", path, std::strerror(error));
   data = static_cast<const std::byte*>(mapped);
   size = info.st_size;
+  modified_ns = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
 
 void TokenFile::Mapping::close() {
@@ -84,12 +68,33 @@ void TokenFile::Mapping::close() {
   data = nullptr;
 }
 
+void TokenFile::open_files() {
+  idx_.open(prefix_ + ".idx");
+  bin_.open(prefix_ + ".bin");
+}
+
 TokenFile::TokenFile(const std::string& prefix) : prefix_(prefix) {
   try {
-    idx_.open(prefix + ".idx");
-    bin_.open(prefix + ".bin");
-    check_index();
+    open_files();
+    check_header();
+    check_sequences();
+    check_documents();
     read_facts();
+  } catch (...) {
+    idx_.close();
+    bin_.close();
+    throw;
+  }
+}
+
+TokenFile::TokenFile(const std::string& prefix, const TokenFileSummary& checked) : prefix_(prefix) {
+  try {
+    open_files();
+    if (idx_.size != checked.idx_bytes || bin_.size != checked.bin_bytes)
+      throw DataError("{}.bin or {}.idx changed while the job started; start it again.", prefix, prefix);
+    check_header();
+    num_tokens_ = checked.num_tokens;
+    digest_ = checked.digest;
   } catch (...) {
     idx_.close();
     bin_.close();
@@ -106,90 +111,31 @@ TokenFile::TokenFile(TokenFile&& other) noexcept
     : prefix_(std::move(other.prefix_)),
       idx_(std::exchange(other.idx_, {})),
       bin_(std::exchange(other.bin_, {})),
+      type_(other.type_),
       token_bytes_(other.token_bytes_),
       num_tokens_(other.num_tokens_),
       num_sequences_(other.num_sequences_),
       num_documents_(other.num_documents_),
       digest_(other.digest_),
-      facts_(std::move(other.facts_)) {}
+      facts_(std::move(other.facts_)),
+      facts_problem_(std::move(other.facts_problem_)) {}
 
-void TokenFile::check_index() {
-  const std::string path = prefix_ + ".idx";
-  const auto expect = [&](bool ok, const char* field, const auto& expected, const auto& actual) {
-    if (!ok) throw DataError("{}: {} is {}, expected {}; {}.", path, field, actual, expected, kHint);
-  };
-  expect(idx_.size >= token_file::kHeaderBytes, "file size", "at least 34 bytes", idx_.size);
-  expect(std::memcmp(idx_.data, token_file::kMagic.data(), token_file::kMagic.size()) == 0, "magic",
-         "MMIDIDX", "something else");
-  const auto version = load<uint64_t>(idx_.data + 9);
-  expect(version == token_file::kVersion, "version", token_file::kVersion, version);
-  const auto dtype = load<uint8_t>(idx_.data + 17);
-  expect(dtype == token_file::kU16 || dtype == token_file::kI32, "dtype", "8 (u16) or 4 (i32)", int{dtype});
-  token_bytes_ = dtype == token_file::kU16 ? 2 : 4;
-
-  const auto sequences = load<uint64_t>(idx_.data + 18);
-  const auto boundaries = load<uint64_t>(idx_.data + 26);
-  const auto body = static_cast<uint64_t>(idx_.size - token_file::kHeaderBytes);
-  // Both bounded by the file before they are multiplied, so that nothing can overflow.
-  expect(sequences <= body / 12, "sequence count", fmt::format("at most {}", body / 12), sequences);
-  expect(boundaries >= 1 && boundaries <= body / 8, "document count", fmt::format("1 to {}", body / 8),
-         boundaries);
-  const uint64_t needed = 12 * sequences + 8 * boundaries;
-  expect(body != needed + sequences || sequences == 0, "content", "text", "a multimodal dataset");
-  expect(body == needed, "file size", needed + token_file::kHeaderBytes, idx_.size);
-  num_sequences_ = static_cast<int64_t>(sequences);
-  num_documents_ = static_cast<int64_t>(boundaries) - 1;
-
-  const std::byte* offsets = idx_.data + token_file::kHeaderBytes + 4 * num_sequences_;
-  int64_t offset = 0;  // stays within the size of .bin
-  for (int64_t s = 0; s < num_sequences_; ++s) {
-    const int64_t length = sequence_length(s);
-    expect(length >= 0, fmt::format("length of sequence {}", s).c_str(), "0 or more", length);
-    const auto stored = load<int64_t>(offsets + 8 * s);
-    expect(stored == offset, fmt::format("offset of sequence {}", s).c_str(), offset, stored);
-    offset += length * token_bytes_;
-    expect(offset <= bin_.size, fmt::format("end of sequence {}", s).c_str(),
-           fmt::format("at most {}, the size of {}.bin", bin_.size, prefix_), offset);
+std::string_view TokenFile::token_type_name() const {
+  switch (type_) {
+    case TokenType::u8:
+      return "u8";
+    case TokenType::i8:
+      return "i8";
+    case TokenType::i16:
+      return "i16";
+    case TokenType::i32:
+      return "i32";
+    case TokenType::i64:
+      return "i64";
+    case TokenType::u16:
+      break;
   }
-  if (offset != bin_.size)
-    throw DataError(
-        "{}.bin: file size is {}, expected {} as {}.idx says; it is truncated or of another dataset: {}.",
-        prefix_, bin_.size, offset, prefix_, kHint);
-  num_tokens_ = offset / token_bytes_;
-
-  const std::byte* documents = offsets + 8 * num_sequences_;
-  int64_t previous = 0;
-  for (int64_t d = 0; d <= num_documents_; ++d) {
-    const auto sequence = load<int64_t>(documents + 8 * d);
-    expect(d > 0 || sequence == 0, "start of document 0", 0, sequence);
-    expect(sequence >= previous && sequence <= num_sequences_,
-           d == num_documents_ ? "end of the last document" : fmt::format("start of document {}", d).c_str(),
-           fmt::format("{} to {}", previous, num_sequences_), sequence);
-    previous = sequence;
-  }
-  expect(previous == num_sequences_, "end of the last document", num_sequences_, previous);
-  digest_ = token_file::digest(crc32c({idx_.data, static_cast<size_t>(idx_.size)}), num_tokens_);
-}
-
-void TokenFile::read_facts() {
-  FileSystem& files = posix_file_system();
-  const std::string path = prefix_ + ".json";
-  if (!files.exists(path)) return;
-  // A side file of somebody else, or of an earlier dataset, is no error: it is not part of the format.
-  const auto json = nlohmann::json::parse(read_file(files, path, kMaxFactsBytes), nullptr, false);
-  if (!json.is_object()) return;
-  try {
-    if (json.at("tokens") != num_tokens_ || json.at("documents") != num_documents_ ||
-        json.at("index_digest") != digest_)
-      return;
-    facts_ = TokenFileFacts{.text_bytes = json.at("text_bytes").get<int64_t>(),
-                            .max_token_id = json.at("max_token_id").get<int32_t>(),
-                            .vocab_size = json.at("vocab_size").get<int64_t>(),
-                            .end_of_document = json.at("end_of_document").get<int32_t>(),
-                            .tokenizer = json.at("tokenizer").get<std::string>()};
-  } catch (const nlohmann::json::exception&) {
-    facts_.reset();
-  }
+  return "u16";
 }
 
 int32_t TokenFile::token(int64_t i) const {
@@ -198,30 +144,51 @@ int32_t TokenFile::token(int64_t i) const {
   return id;
 }
 
+int64_t TokenFile::id(int64_t i) const {
+  return with_type(type_, [&](auto t) { return static_cast<int64_t>(element<decltype(t)>(bin_.data, i)); });
+}
+
 void TokenFile::read(int64_t begin, int64_t count, int32_t* out) const {
   TRANSXSSM_CHECK(begin >= 0 && count >= 0 && begin <= num_tokens_ - count, "tokens [{}, +{}) of {}", begin,
                   count, num_tokens_);
   if (count == 0) return;
   const std::byte* from = bin_.data + begin * token_bytes_;
-  if (token_bytes_ == 4) {
+  if (type_ == TokenType::i32) {
     std::memcpy(out, from, static_cast<size_t>(count) * 4);
     return;
   }
-  for (int64_t i = 0; i < count; ++i) out[i] = load<uint16_t>(from + 2 * i);
+  with_type(type_, [&](auto t) {
+    using T = decltype(t);
+    for (int64_t i = 0; i < count; ++i) {
+      const T value = element<T>(from, i);
+      if constexpr (sizeof(T) == 8)
+        out[i] = value == static_cast<int32_t>(value) ? static_cast<int32_t>(value) : -1;
+      else
+        out[i] = value;
+    }
+  });
+}
+
+void TokenFile::prefetch(int64_t begin, int64_t count) const {
+  if (count <= 0) return;
+  static const int64_t page = ::sysconf(_SC_PAGESIZE);
+  const int64_t from = begin * token_bytes_ / page * page;  // the mapping begins at a page
+  const int64_t to = std::min(bin_.size, (begin + count) * token_bytes_);
+  ::madvise(const_cast<std::byte*>(bin_.data) + from, static_cast<size_t>(to - from), MADV_WILLNEED);
 }
 
 int64_t TokenFile::sequence_length(int64_t s) const {
-  return load<int32_t>(idx_.data + token_file::kHeaderBytes + 4 * s);
+  return element<int32_t>(idx_.data + token_file::kHeaderBytes, s);
 }
 
 int64_t TokenFile::sequence_begin(int64_t s) const {
   if (s == num_sequences_) return num_tokens_;
-  return load<int64_t>(idx_.data + token_file::kHeaderBytes + 4 * num_sequences_ + 8 * s) / token_bytes_;
+  return element<int64_t>(idx_.data + token_file::kHeaderBytes + 4 * num_sequences_, s) / token_bytes_;
 }
 
 int64_t TokenFile::document_begin(int64_t d) const {
   TRANSXSSM_CHECK(d >= 0 && d <= num_documents_, "document {} of {}", d, num_documents_);
-  return sequence_begin(load<int64_t>(idx_.data + token_file::kHeaderBytes + 12 * num_sequences_ + 8 * d));
+  return sequence_begin(element<int64_t>(idx_.data + token_file::kHeaderBytes + 12 * num_sequences_, d));
 }
 
 int64_t TokenFile::document_of(int64_t i) const {
@@ -234,17 +201,40 @@ int64_t TokenFile::document_of(int64_t i) const {
   return low;
 }
 
-int32_t TokenFile::scan_max_token_id() const {
-  return token_bytes_ == 2 ? max_of<uint16_t>(bin_.data, num_tokens_)
-                           : max_of<int32_t>(bin_.data, num_tokens_);
+IdRange TokenFile::scan_ids(int64_t begin, int64_t count) const {
+  TRANSXSSM_CHECK(begin >= 0 && count >= 0 && begin <= num_tokens_ - count, "tokens [{}, +{}) of {}", begin,
+                  count, num_tokens_);
+  if (count == 0) return {};
+  return with_type(type_, [&](auto t) {
+    using T = decltype(t);
+    const std::byte* from = bin_.data + begin * token_bytes_;
+    T low = std::numeric_limits<T>::max(), high = std::numeric_limits<T>::min();
+    for (int64_t i = 0; i < count; ++i) {
+      const T value = element<T>(from, i);
+      low = std::min(low, value);
+      high = std::max(high, value);
+    }
+    return IdRange{static_cast<int64_t>(low), static_cast<int64_t>(high)};
+  });
 }
 
 void TokenFile::check_vocabulary(int64_t vocab_size) const {
-  const bool trust = facts_ && bin_.size > kAlwaysScanBytes;
-  if (trust && facts_->max_token_id < vocab_size) return;
-  const int64_t found = token_bytes_ == 2 ? find_outside<uint16_t>(bin_.data, num_tokens_, vocab_size)
-                                          : find_outside<int32_t>(bin_.data, num_tokens_, vocab_size);
-  if (found >= 0) refuse_token(found, vocab_size);
+  const std::optional<IdRange> known = known_ids();
+  check_vocabulary(vocab_size, known ? *known : scan_ids(0, num_tokens_));
+}
+
+void TokenFile::check_vocabulary(int64_t vocab_size, const IdRange& ids) const {
+  const auto is_outside = [&](const IdRange& range) {
+    return range.low <= range.high && (range.low < 0 || range.high >= vocab_size);
+  };
+  if (!is_outside(ids)) return;
+  constexpr int64_t kBlock = int64_t{1} << 16;
+  for (int64_t at = 0; at < num_tokens_; at += kBlock) {
+    const int64_t end = std::min(num_tokens_, at + kBlock);
+    if (!is_outside(scan_ids(at, end - at))) continue;
+    for (int64_t i = at; i < end; ++i)
+      if (id(i) < 0 || id(i) >= vocab_size) refuse_token(i, vocab_size);
+  }
 }
 
 void TokenFile::refuse_token(int64_t i, int64_t vocab_size) const {
@@ -253,7 +243,7 @@ void TokenFile::refuse_token(int64_t i, int64_t vocab_size) const {
       "{}.bin: token {} of document {} (token {} of the file) has id {}, outside the model's vocabulary of "
       "{}; use "
       "the tokenizer the dataset was made with, or a larger model.vocab_size.",
-      prefix_, i - document_begin(document), document, i, token(i), vocab_size);
+      prefix_, i - document_begin(document), document, i, id(i), vocab_size);
 }
 
 }  // namespace transxssm

@@ -143,7 +143,7 @@ void TokenFileWriter::finish(TokenFileFacts facts) {
   Spool index(*outputs_, outputs_->temporary(kIdx));
   index.append(token_file::kMagic.data(), token_file::kMagic.size());
   index.append_value(token_file::kVersion);
-  index.append_value(token_bytes_ == 2 ? token_file::kU16 : token_file::kI32);
+  index.append_value(token_bytes_ == 2 ? TokenType::u16 : TokenType::i32);
   index.append_value(static_cast<uint64_t>(num_sequences_));
   index.append_value(static_cast<uint64_t>(num_documents_ + 1));
   for_blocks<int32_t>(files_, lengths_->path(), [&](std::span<const int32_t> lengths) {
@@ -166,9 +166,10 @@ void TokenFileWriter::finish(TokenFileFacts facts) {
       {"documents", num_documents_},    {"index_digest", token_file::digest(index.crc(), num_tokens_)},
       {"text_bytes", facts.text_bytes}, {"max_token_id", max_token_id_},
       {"vocab_size", vocab_size_},      {"end_of_document", facts.end_of_document},
-      {"tokenizer", facts.tokenizer}};
+      {"tokenizer", facts.tokenizer},   {"tokenizer_digest", facts.tokenizer_digest}};
   Spool side(*outputs_, outputs_->temporary(kJson));
-  const std::string text = json.dump(2) + "\n";
+  // A path need not be UTF-8.
+  const std::string text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   side.append(text.data(), text.size());
   side.close(true);
 

@@ -27,6 +27,9 @@ class Tokenizer {
   std::string to_json() const;
 
   int32_t vocab_size() const;  // highest id + 1
+  // 16 hexadecimal digits of what decides ids: vocabulary, merges, added tokens, normalizer and pattern, not
+  // the form of the file.
+  std::string digest() const;
 
   // Appends the ids of `text`, which must be valid UTF-8 (DataError with the byte offset). Special tokens
   // written out in the text become their ids, as in Hugging Face. `add_special_tokens` adds those of

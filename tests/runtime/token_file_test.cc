@@ -123,7 +123,7 @@ TEST(TokenFile, ReadsBackTokensAndDocuments) {
     for (const auto& [token, document] :
          {std::pair{0, 0}, {2, 0}, {3, 2}, {5, 2}, {6, 3}, {10005, 3}, {10006, 5}})
       EXPECT_EQ(file.document_of(token), document) << token;
-    EXPECT_EQ(file.scan_max_token_id(), 64999);
+    EXPECT_EQ(file.scan_ids(0, file.num_tokens()).high, 64999);
     ASSERT_TRUE(file.facts());
     EXPECT_EQ(file.facts()->max_token_id, 64999);
     EXPECT_EQ(file.facts()->text_bytes, 77);
@@ -256,7 +256,7 @@ TEST(TokenFile, NamesTheFieldThatIsWrong) {
   using testing::HasSubstr;
   EXPECT_THAT(with(0, 'X'), HasSubstr("magic"));
   EXPECT_THAT(with(9, uint64_t{2}), HasSubstr("version is 2, expected 1"));
-  EXPECT_THAT(with(17, uint8_t{5}), HasSubstr("dtype is 5, expected 8 (u16) or 4 (i32)"));
+  EXPECT_THAT(with(17, uint8_t{9}), HasSubstr("dtype is 9, expected 1 (u8), 2 (i8), 3 (i16), 4 (i32), 5 (i64) or 8 (u16)"));
   // Counts whose products overflow 64 bits.
   EXPECT_THAT(with(18, ~uint64_t{0} / 4), HasSubstr("sequence count"));
   EXPECT_THAT(with(26, uint64_t{1} << 61), HasSubstr("document count"));

@@ -1,6 +1,8 @@
 // PREFIX.idx beside a PREFIX.bin: two bytes say how long the latter is; its ids are 0, 1, 2, ...
 #include "runtime/data/token_file.h"
 
+#include <limits>
+
 #include "tests/fuzz/fuzz.h"
 
 namespace transxssm {
@@ -27,9 +29,10 @@ FUZZ_TARGET(token_file, 1024) {
   }
   fuzz::expect(file.document_begin(file.num_documents()) == file.num_tokens(),
                "tokens after the last document");
-  const int32_t highest = file.scan_max_token_id();
+  const IdRange found = file.scan_ids(0, file.num_tokens());
   fuzz::attempt([&] { file.check_vocabulary(100); });
-  if (highest >= 0) file.check_vocabulary(int64_t{highest} + 1);
+  if (found.low >= 0 && found.high < std::numeric_limits<int64_t>::max())
+    file.check_vocabulary(found.high + 1);
 }
 
 }  // namespace transxssm
