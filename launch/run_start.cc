@@ -8,7 +8,6 @@
 
 #include "launch/checkpoint_path.h"
 #include "launch/plan.h"
-#include "launch/training_data.h"
 #include "launch/version.h"
 #include "runtime/crc32c.h"
 #include "runtime/metrics.h"
@@ -29,12 +28,12 @@ void refuse_later_checkpoints(FileSystem& files, const std::string& checkpoints,
 }
 
 // True also where there are no metrics to tell.
-bool has_validation(FileSystem& files, const std::string& run_directory, int64_t step) {
+bool has_validation(FileSystem& files, const std::string& run_directory, int64_t step, bool last) {
   const std::string path = run_directory + "/metrics.jsonl";
   if (!files.exists(path)) return true;
   try {
     const MetricsHistory history = read_metrics(path);
-    const MetricsHistory::Series* losses = history.find("eval/loss");
+    const MetricsHistory::Series* losses = history.find(last ? "eval/final_loss" : "eval/loss");
     return losses != nullptr &&
            std::find(losses->step.begin(), losses->step.end(), step) != losses->step.end();
   } catch (const DataError&) {
@@ -49,6 +48,7 @@ bool lies_in(const std::string& checkpoint, const std::string& checkpoints) {
 }
 
 std::optional<Tokenizer> open_tokenizer(const TrainConfig& config) {
+  require_files(config);
   const std::string& file = config.data().tokenizer();
   if (file.empty()) return std::nullopt;
   Tokenizer tokenizer = Tokenizer::load(file);
@@ -60,10 +60,11 @@ std::optional<Tokenizer> open_tokenizer(const TrainConfig& config) {
 
 }  // namespace
 
-RunInputs::RunInputs(const TrainConfig& config)
-    : data(open_training_data(config)),
-      tokenizer(open_tokenizer(config)),
-      validation(config, tokenizer ? &*tokenizer : nullptr) {}
+RunInputs::RunInputs(const TrainConfig& config, Communicator& world)
+    : tokenizer(open_tokenizer(config)),
+      files(config, world, tokenizer ? &*tokenizer : nullptr),
+      data(open_training_data(config, files)),
+      validation(config, files, tokenizer ? &*tokenizer : nullptr) {}
 
 RunStart find_start(const TrainConfig& config, const RunInputs& inputs, Communicator& world,
                     FileSystem& files, const std::string& checkpoints, const std::string& resume) {
@@ -111,9 +112,10 @@ RunStart find_start(const TrainConfig& config, const RunInputs& inputs, Communic
       state.tokenizer_digest = saved.state.tokenizer_digest;
     }
     std::array<double, 2> found{};  // rank 0 looks for all: own, evaluated
+    const bool last = state.step >= start.plan.last_step;
     const auto look = [&] {
       found[0] = lies_in(*path, checkpoints);
-      found[1] = found[0] != 0 && has_validation(files, config.log().run_directory(), state.step);
+      found[1] = found[0] != 0 && has_validation(files, config.log().run_directory(), state.step, last);
     };
     world.work("files", world.rank() == 0 ? look : std::function<void()>());
     world.broadcast(Tensor(found.data(), DType::f64, {2}), 0);

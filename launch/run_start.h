@@ -7,6 +7,7 @@
 #include "checkpoint/checkpoint.h"
 #include "launch/config.h"
 #include "launch/resume.h"
+#include "launch/training_data.h"
 #include "launch/validation.h"
 #include "parallel/communicator.h"
 #include "runtime/data/sampler.h"
@@ -23,11 +24,12 @@ struct RunStart {
   bool evaluated = false;                      // own, and the validation loss of its step is in the metrics
 };
 
-// The files that a configuration names, opened and checked. DataError, UsageError.
+// The files that a configuration names, opened and checked. Collective. DataError, UsageError.
 struct RunInputs {
-  explicit RunInputs(const TrainConfig& config);
-  TrainingData data;
+  RunInputs(const TrainConfig& config, Communicator& world);
   std::optional<Tokenizer> tokenizer;
+  DataFiles files;
+  TrainingData data;
   Validation validation;
 };
 

@@ -181,7 +181,7 @@ std::vector<ComparisonClass> compare_golden(const GoldenFolder& golden, const Go
 }
 
 MeshRun run_mesh(const TrainConfig& config, int64_t steps, Communicator& world, Stream& stream) {
-  const TrainingData data = open_training_data(config);
+  const TrainingData data = open_training_data(config, DataFiles(config, world, nullptr));
   Trainer trainer(config, world, stream);
   MeshRun run;
   run.weights = gather_parameters(trainer, &Parameter::weight);

@@ -135,16 +135,11 @@ std::string Trainer::not_finite_gradients() {
   return fmt::format("first not finite on rank {}: {}", rank, text.data());
 }
 
-EvaluationSum Trainer::evaluate() {
+const std::vector<double>& Trainer::evaluate(int64_t num_microbatches) {
   upload_microbatches();
   work_->begin_evaluation(microbatches_);
-  pipeline_.run_forward(*work_, static_cast<int>(microbatches_.size()));
-  EvaluationSum sum;
-  sum.valid_targets = count_valid_targets();
-  const double loss_sum = work_->loss_sum();
-  sum.loss = mesh_.coordinate().tp == 0 ? loss_sum : 0;
-  mesh_.world().all_reduce(Tensor(&sum.loss, DType::f64, {1}));
-  return sum;
+  if (num_microbatches > 0) pipeline_.run_forward(*work_, static_cast<int>(num_microbatches));
+  return work_->row_losses();
 }
 
 std::vector<CheckpointTensor> Trainer::checkpoint_tensors() const {

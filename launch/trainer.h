@@ -24,11 +24,6 @@ struct StepResult {
   int64_t valid_targets = 0;
 };
 
-struct EvaluationSum {
-  double loss = 0;  // nats, summed over the valid targets of all ranks
-  int64_t valid_targets = 0;
-};
-
 class Trainer {
  public:
   // Collective. Builds the mesh, allocates everything and initialises the weights from the seed.
@@ -43,8 +38,14 @@ class Trainer {
   // One optimizer step over batch(). Collective. NumericsError, before any weight changed, where the loss or
   // a gradient is not finite.
   StepResult step();
-  // Loss of batch() without gradients. Collective.
-  EvaluationSum evaluate();
+  // Loss of the first microbatches of batch(), without gradients: a number of the replica's own, 0 too. In
+  // nats, summed over the valid targets of each row; zero on ranks that do not know it. Collective over the
+  // ranks of a replica.
+  const std::vector<double>& evaluate(int64_t num_microbatches);
+  bool knows_loss() const {
+    return network_.head() != nullptr && mesh_.coordinate().tp == 0;
+  }  // one a replica
+  int64_t microbatch_rows() const { return config_.parallel().microbatch_size(); }
 
   // Of the steps to come, in place of the configuration's.
   void set_learning_rate(const LearningRateSchedule& schedule) { learning_rate_ = schedule; }

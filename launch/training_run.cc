@@ -41,7 +41,7 @@ class TrainingRun {
         files_(posix_file_system()),
         run_directory_(config.log().run_directory()),
         checkpoints_(checkpoints_directory(config)),
-        inputs_(config),
+        inputs_(config, world),
         seen_(names_of_checkpoints()),
         start_(find_start(config, inputs_, world, files_, checkpoints_, options.resume)),
         state_(start_.state) {}
@@ -57,10 +57,16 @@ class TrainingRun {
       write_file_atomically(files_, run_directory_ + "/config.textproto", start_.text.config_textproto);
       metrics_.emplace(run_directory_, state_.step + 1, facts());
     });
+    if (world_.rank() == 0)
+      warn_of_unused_sources(config_, inputs_.data,
+                             start_.plan.last_step * config_.parallel().global_batch());
     tokens_at_start_ = state_.consumed_tokens;
     last_log_ = begin_ = Clock::now();
     // A start that was stopped right after its save had no time for this.
-    if (start_.own && !start_.evaluated) validate_if_due();
+    if (start_.own && !start_.evaluated) {
+      const AgreedSignal signal = validate_if_due();
+      if (!goes_on_after(signal)) return leave(signal);
+    }
     if (!is_last()) {  // a signal while the job started
       const AgreedSignal signal = options_.signal(world_, state_.step);
       if (signal.request == StopRequest::save_and_exit) return stop_early(signal);
@@ -72,10 +78,12 @@ class TrainingRun {
       if (due(config_.checkpoint().every_steps()) ||
           (signal.request == StopRequest::save_and_go_on && !is_last()))
         save(false);
-      validate_if_due();
+      const AgreedSignal later = validate_if_due();
+      if (!goes_on_after(later)) return leave(later);
     }
     save(true);
-    validate(config_.log().final_validation_rows());
+    // The run is saved: a request to save and go on asks for nothing more.
+    if (const AgreedSignal signal = validate(true); !goes_on_after(signal)) return leave(signal);
     on_rank_zero([&] { report(); });
     if (world_.rank() == 0) {
       log_info("done: {} steps, {} tokens; checkpoint {}, report {}/report.html", state_.step,
@@ -89,8 +97,13 @@ class TrainingRun {
   bool due(int64_t every) const {
     return every > 0 && state_.step > 0 && state_.step % every == 0 && !is_last();
   }
-  void validate_if_due() {
-    if (due(config_.log().validation_every_steps())) validate(config_.log().validation_rows());
+  // The strongest request of a rank meanwhile.
+  AgreedSignal validate_if_due() {
+    return due(config_.log().validation_every_steps()) ? validate(false) : AgreedSignal{};
+  }
+  bool goes_on_after(const AgreedSignal& signal) {
+    if (signal.request == StopRequest::save_and_go_on) save(false);
+    return signal.request != StopRequest::save_and_exit;
   }
 
   // A run that is done, and started again, is left as it is.
@@ -162,7 +175,10 @@ class TrainingRun {
     if (options_.trace && ++steps_of_this_start_ == kTracedStep) trace.emplace();
     {
       const Span span(Activity::data, "data");
-      inputs_.data.fill(state_.consumed_samples + trainer_->first_row(), trainer_->batch());
+      const int64_t first = state_.consumed_samples + trainer_->first_row();
+      inputs_.data.fill(first, trainer_->batch());
+      // While this step computes, the rows of the next come from storage.
+      inputs_.data.prefetch(first + config_.parallel().global_batch(), trainer_->batch().rows());
     }
     const StepResult result = trainer_->step();
     const ActivitySeconds activities = take_activity_seconds();
@@ -220,10 +236,13 @@ class TrainingRun {
     return metrics;
   }
 
-  void validate(int64_t rows) {
-    inputs_.validation.run(*trainer_, rows, metrics_ ? &*metrics_ : nullptr);
+  AgreedSignal validate(bool final, bool hear = true) {
+    const AgreedSignal signal =
+        inputs_.validation.run(*trainer_, final, metrics_ ? &*metrics_ : nullptr,
+                               [&] { return hear ? options_.signal(world_, state_.step) : AgreedSignal{}; });
     last_log_ = Clock::now();
     steps_since_log_ = 0;
+    return signal;
   }
 
   // A picture of the run is never worth the run.
@@ -261,6 +280,12 @@ class TrainingRun {
   }
 
   int stop_early(const AgreedSignal& signal) {
+    const int code = leave(signal);
+    if (due(config_.log().validation_every_steps())) validate(false, false);
+    return code;
+  }
+
+  int leave(const AgreedSignal& signal) {
     log_info("{} on rank {}: saving step {}", signal_name(signal.signal), signal.rank, state_.step);
     save(true);
     if (options_.stop_file != nullptr) {
@@ -271,7 +296,6 @@ class TrainingRun {
       }
     }
     if (world_.rank() == 0) log_info("saved; go on with: {}", options_.resume_command);
-    validate_if_due();
     return static_cast<int>(ExitCode::preempted);
   }
 

@@ -91,6 +91,7 @@ void Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x, 
   normalise(stream, x, s.normed, s.rstd);
   boundary_.enter_forward(s.normed);
 
+  const int64_t part_tokens = num_tokens / targets.loss.size(0);
   const int64_t chunk = chunk_tokens(num_tokens, widest_vocab_);
   const auto carve_chunk = [&](Carver& carver, int64_t n) {
     const Tensor logits = take_logits(carver, n);
@@ -109,7 +110,14 @@ void Head::forward(Stream& stream, const LossTargets& targets, const Tensor& x, 
     output().forward(stream, normed, logits);
     run(stream, CrossEntropyStatistics{logits, target, max, sum, hit, first_id_});
     combine(stream, statistics);
-    run(stream, CrossEntropyLoss{valid, max, sum, hit, targets.loss});
+    for (int64_t at = 0; at < n;) {  // the parts of the tokens that lie in this chunk
+      const int64_t part = (begin + at) / part_tokens;
+      const int64_t taken = std::min(n - at, (part + 1) * part_tokens - begin - at);
+      run(stream,
+          CrossEntropyLoss{valid.slice(0, at, taken), max.slice(0, at, taken), sum.slice(0, at, taken),
+                           hit.slice(0, at, taken), targets.loss.slice(0, part, 1)});
+      at += taken;
+    }
     if (!gradients) continue;
     run(stream, CrossEntropyBackward{logits, target, valid, max, sum, targets.loss_scale, first_id_});
     output().backward_weight(stream, logits, normed);

@@ -14,7 +14,7 @@ namespace transxssm {
 struct LossTargets {
   Tensor target;      // [BT] i32
   Tensor valid;       // [BT] u8
-  Tensor loss;        // [1] f64 +=
+  Tensor loss;        // [1] f64 +=; [R]: of each of R equal parts of the tokens
   Tensor loss_scale;  // [1] f64: 1 / number of valid targets of the whole step
 };
 

@@ -90,6 +90,13 @@ void TrainingWork::begin_training(std::span<const TokenRows> microbatches, doubl
 void TrainingWork::begin_evaluation(std::span<const TokenRows> microbatches) {
   begin(microbatches);
   training_ = false;
+  const auto rows = static_cast<int64_t>(microbatches.size()) * rows_;
+  if (!row_losses_ || row_losses_.size(0) != rows) {
+    row_loss_arena_ = Arena(rows * dtype_bytes(DType::f64) + kAlignment, stream_.device());
+    row_losses_ = row_loss_arena_.carver().take(DType::f64, {rows});
+    host_row_losses_.resize(static_cast<size_t>(rows));
+  }
+  zero(stream_, row_losses_);
 }
 
 double TrainingWork::loss_sum() const {
@@ -97,6 +104,13 @@ double TrainingWork::loss_sum() const {
   if (network_.head()) transfer(stream_, loss_, Tensor(&nats, DType::f64, {1}));
   stream_.synchronize();
   return nats;
+}
+
+const std::vector<double>& TrainingWork::row_losses() {
+  if (network_.head())
+    transfer(stream_, row_losses_, Tensor(host_row_losses_.data(), DType::f64, {row_losses_.size(0)}));
+  stream_.synchronize();
+  return host_row_losses_;
 }
 
 TokenContext TrainingWork::context(const TokenRows& rows) const {
@@ -129,7 +143,7 @@ void TrainingWork::forward(int microbatch, int slot_index, const Tensor& input, 
   }
   if (!network_.head()) return;
   const LossTargets targets{batch.target.reshape({rows_ * tokens_}), batch.valid.reshape({rows_ * tokens_}),
-                            loss_, loss_scale_};
+                            training_ ? loss_ : row_losses_.slice(0, microbatch * rows_, rows_), loss_scale_};
   if (training_)
     network_.head()->loss_and_gradients(stream_, targets, slot.x[layers], slot.head);
   else

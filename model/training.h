@@ -37,9 +37,11 @@ class TrainingWork : public StageWork {
   void begin_training(std::span<const TokenRows> microbatches, double loss_scale);
   // Before Pipeline::run_forward.
   void begin_evaluation(std::span<const TokenRows> microbatches);
-  // Sum of the losses of this rank's valid targets since begin_*, in nats; zero but on the last stage. Waits
-  // for all that was queued.
+  // Sum of the losses of this rank's valid targets since begin_training, in nats; zero but on the last stage.
+  // Waits for all that was queued.
   double loss_sum() const;
+  // Since begin_evaluation: the sum of every row, [microbatches * rows]; likewise.
+  const std::vector<double>& row_losses();
 
   // Called in each forward with the output [BT,D] of every layer: the microbatch, and the layer counted from
   // the first of the whole network. Empty: nobody looks.
@@ -97,8 +99,11 @@ class TrainingWork : public StageWork {
   std::vector<Slot> slots_;
   Pending pending_;
   std::span<const TokenRows> microbatches_;
-  Arena host_loss_scale_;        // pinned
-  Tensor loss_, loss_scale_;     // [1] f64
+  Arena host_loss_scale_;     // pinned
+  Tensor loss_, loss_scale_;  // [1] f64
+  Arena row_loss_arena_;      // made by the first evaluation
+  Tensor row_losses_;         // [microbatches * rows] f64
+  std::vector<double> host_row_losses_;
   int pending_microbatch_ = -1;  // whose input gradients are in pending_
   bool training_ = false;
   LayerObserver observer_;

@@ -93,11 +93,6 @@ void MetricsWriter::write(const StepMetrics& m, std::span<const Metric> more) {
   write(m.step, metrics);
 }
 
-void MetricsWriter::write_validation(int64_t step, double loss, double bits_per_byte) {
-  const Metric metrics[] = {{"eval/loss", loss}, {"eval/bits_per_byte", bits_per_byte}};
-  write(step, metrics);
-}
-
 const MetricsHistory::Series* MetricsHistory::find(std::string_view name) const {
   const auto at =
       std::find_if(series.begin(), series.end(), [&](const auto& entry) { return entry.first == name; });

@@ -54,8 +54,6 @@ class MetricsWriter {
   // train/loss, train/grad_norm, train/learning_rate, train/tokens, perf/tokens_per_second, perf/step_ms,
   // then `more`.
   void write(const StepMetrics& metrics, std::span<const Metric> more = {});
-  // eval/loss (nats per token), eval/bits_per_byte.
-  void write_validation(int64_t step, double loss, double bits_per_byte);
 
  private:
   void warn_once(const std::string& path, const std::string& error);

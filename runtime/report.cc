@@ -15,6 +15,8 @@
 namespace transxssm {
 namespace {
 
+constexpr size_t kMaxSources = 4;  // in one chart
+
 constexpr const char* kPageStyle =
     R"(*{box-sizing:border-box}body{margin:0 auto;max-width:860px;padding:32px 24px 64px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}h1{font-size:24px;margin:0 0 4px;letter-spacing:-.01em}p{color:var(--soft);margin:0 0 24px}
@@ -55,8 +57,13 @@ std::string headline(const MetricsHistory& history) {
     item("step", fmt::format("{}", loss->step.back()));
   }
   last("train/loss", "training loss", "{:.4f}");
-  last("eval/loss", "validation loss", "{:.4f}");
-  last("eval/bits_per_byte", "bits per byte", "{:.3f}");
+  // The final figure counts once there is one, unless the run went on after it.
+  const auto *curve = history.find("eval/loss"), *whole = history.find("eval/final_loss");
+  const bool is_final = whole != nullptr && !whole->step.empty() &&
+                        (curve == nullptr || curve->step.empty() || whole->step.back() >= curve->step.back());
+  last(is_final ? "eval/final_loss" : "eval/loss", is_final ? "final validation loss" : "validation loss",
+       "{:.4f}");
+  last(is_final ? "eval/final_bits_per_byte" : "eval/bits_per_byte", "bits per byte", "{:.3f}");
   if (const auto* tokens = history.find("train/tokens"); tokens && !tokens->value.empty()) {
     item("tokens", format_short_count(tokens->value.back()));
   }
@@ -87,6 +94,22 @@ Chart loss_chart(const MetricsHistory& history) {
     chart.curves.push_back(curve_of(*series, "validation"));
     chart.curves.back().dots = true;
   }
+  // Over other rows than the curve: a point of its own.
+  if (const auto* series = history.find("eval/final_loss")) {
+    chart.curves.push_back(curve_of(*series, "final validation"));
+    chart.curves.back().dots = true;
+  }
+  return chart;
+}
+
+Chart source_chart(const MetricsHistory& history) {
+  constexpr std::string_view kPrefix = "eval/loss/";
+  Chart chart = chart_of(history, "", "Validation by source", "", "nats per token");
+  for (const auto& [name, series] : history.series)
+    if (name.starts_with(kPrefix) && chart.curves.size() < kMaxSources) {
+      chart.curves.push_back(curve_of(series, name.substr(kPrefix.size())));
+      chart.curves.back().dots = true;
+    }
   return chart;
 }
 
@@ -114,7 +137,8 @@ std::string report_html(const MetricsHistory& history, const std::string& title)
   for (const Chart& chart :
        {loss_chart(history), speed,
         chart_of(history, "train/learning_rate", "Learning rate", "learning rate", "AdamW"), norm,
-        chart_of(history, "eval/bits_per_byte", "Validation", "validation", "bits per byte")}) {
+        chart_of(history, "eval/bits_per_byte", "Validation", "validation", "bits per byte"),
+        source_chart(history)}) {
     if (!chart.curves.empty() && !chart.curves.front().x.empty())
       out += "<figure>" + chart_svg(chart) + "</figure>";
   }

@@ -8,8 +8,11 @@
 
 namespace transxssm {
 
-// Training and validation loss, and nothing else.
+// Training and validation loss, and nothing else. The final validation covers other rows than the curve and
+// is a point of its own.
 Chart loss_chart(const MetricsHistory& history);
+// The validation loss of each source of a blend.
+Chart source_chart(const MetricsHistory& history);
 
 // The page: facts of the run, then loss, speed, learning rate and gradient norm over the steps.
 std::string report_html(const MetricsHistory& history, const std::string& title);

@@ -1,7 +1,7 @@
 // Blends weighted sources: which source sample n comes from, as a pure function of n, so that every rank and
 // every resumed run agrees without a cursor to save. Two laws:
 //
-// Weights with a common denominator up to 2^16 (3 and 7; 0.3, 0.3, 0.4) follow the rule of Megatron-LM:
+// Weights with (to 10^-9) a common denominator up to 2^16 (3 and 7; 0.3, 0.7) follow the rule of Megatron-LM:
 // sample n comes from the source with the largest w_i * max(n, 1) - drawn_i, the first of equals. With
 // weights m_i / M in whole numbers the order repeats after M samples: no share ever lags by -1 or less, so at
 // n = M all lags are whole, not negative, and sum to zero. One period is tabulated once. (Only n = 0 differs

@@ -1,6 +1,7 @@
 #include "runtime/data/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <utility>
@@ -16,6 +17,13 @@ std::vector<double> weights_of(const std::vector<DataSource>& sources) {
   std::vector<double> weights;
   for (const DataSource& source : sources) weights.push_back(source.weight);
   return weights;
+}
+
+std::shared_ptr<const TokenFile> open_source(const DataSource& source, int64_t vocab_size) {
+  if (source.file) return source.file;
+  auto file = std::make_shared<const TokenFile>(source.prefix);
+  file->check_vocabulary(vocab_size);
+  return file;
 }
 
 struct RowRules {
@@ -95,19 +103,25 @@ DocumentSplit split_documents(const TokenFile& file, double validation_fraction)
   if (!(validation_fraction >= 0) || validation_fraction >= 1)
     throw UsageError("The validation fraction is {}; it must be at least 0 and less than 1.",
                      validation_fraction);
-  const int64_t documents = file.num_documents();
-  int64_t held_out = 0;
-  if (validation_fraction > 0)
-    held_out = std::max<int64_t>(1, std::llround(static_cast<double>(documents) * validation_fraction));
-  const int64_t cut = documents > held_out ? file.document_begin(documents - held_out) : 0;
-  const DocumentSplit split = {{0, cut}, {cut, file.num_tokens()}};
-  if (split.training.size() == 0 || (held_out > 0 && split.validation.size() == 0))
+  const int64_t documents = file.num_documents(), tokens = file.num_tokens();
+  if (tokens == 0)
     throw DataError(
-        "{} has {} documents, too few to hold out a fraction of {} for validation; tokenize the text as "
-        "several "
-        "documents (--separator), or give a validation set of its own.",
-        file.prefix(), documents, validation_fraction);
-  return split;
+        "{} has no tokens: {}.", file.prefix(),
+        documents == 0 ? "it has no documents" : fmt::format("all its {} documents are empty", documents));
+  if (validation_fraction == 0) return {{0, tokens}, {tokens, tokens}};
+  const auto held_out =
+      std::max<int64_t>(1, std::llround(static_cast<double>(documents) * validation_fraction));
+  // Empty documents at either end must not leave a side without tokens.
+  const int64_t first_end = file.document_begin(file.document_of(0) + 1);
+  const int64_t last_begin = file.document_begin(file.document_of(tokens - 1));
+  if (first_end > last_begin)
+    throw DataError(
+        "{} has 1 document with tokens, too few to hold out a fraction of {} for validation; tokenize the "
+        "text as several documents (--separator), or give a validation set of its own.",
+        file.prefix(), validation_fraction);
+  const int64_t cut =
+      std::clamp(file.document_begin(std::max<int64_t>(0, documents - held_out)), first_end, last_begin);
+  return {{0, cut}, {cut, tokens}};
 }
 
 TrainingData::TrainingData(const TrainingDataSpec& spec) : spec_(spec), blend_(weights_of(spec.sources)) {
@@ -116,43 +130,60 @@ TrainingData::TrainingData(const TrainingDataSpec& spec) : spec_(spec), blend_(w
   uint64_t total = 0;
   const auto add = [&](uint64_t value) { hash = crc32c(std::as_bytes(std::span(&value, 1)), hash); };
   for (size_t i = 0; i < spec.sources.size(); ++i) {
-    TokenFile file(spec.sources[i].prefix);
-    file.check_vocabulary(spec.vocab_size);
-    const TokenRange range = split_documents(file, spec.validation_fraction).training;
+    const auto file = open_source(spec.sources[i], spec.vocab_size);
+    const TokenRange range = split_documents(*file, spec.validation_fraction).training;
     if (range.size() <= spec.tokens)
       throw DataError(
           "{} has {} tokens for training, fewer than one sample of {} and its target; use a shorter "
           "sequence length or more text.",
-          file.prefix(), range.size(), spec.tokens);
+          file->prefix(), range.size(), spec.tokens);
     // The number of samples must not depend on the offset; so up to 2T tokens at the ends rest in an epoch.
     const int64_t samples = std::max<int64_t>(1, (range.size() - spec.tokens) / spec.tokens);
     const int64_t offsets = std::min(spec.tokens, range.size() - samples * spec.tokens);
     for (const uint64_t value :
-         {file.digest(), static_cast<uint64_t>(range.end), static_cast<uint64_t>(blend_.numerators()[i])})
+         {file->digest(), static_cast<uint64_t>(range.end), static_cast<uint64_t>(blend_.numerators()[i])})
       add(value);
     total += static_cast<uint64_t>(range.size());
-    sources_.push_back({std::move(file), range, samples, offsets});
+    sources_.push_back({file, range, samples, offsets});
   }
+  spec_.sources.clear();  // theirs now
   digest_ = uint64_t{hash} << 32 ^ total ^ static_cast<uint64_t>(spec_.tokens) << 1 ^
             (spec_.pack_documents ? 1 : 0);
+}
+
+TrainingData::Place TrainingData::place_of(int64_t sample) const {
+  const Blend::Draw draw = blend_(sample);
+  const Source& source = sources_[static_cast<size_t>(draw.source)];
+  const int64_t epoch = draw.index / source.samples;
+  const auto index = static_cast<uint64_t>(draw.index % source.samples);
+  // Streams are named by the source's number, not by its path: a dataset may move. No memory is taken here.
+  std::array<char, 96> name;
+  const auto named = [&](auto format, auto... values) {
+    const auto end = fmt::format_to_n(name.data(), name.size(), format, values...);
+    return std::string_view(name.data(), end.size);
+  };
+  const Rng offsets(spec_.seed, named(FMT_STRING("sample offset of source {}"), draw.source));
+  const auto offset = static_cast<int64_t>(
+      offsets.below(static_cast<uint64_t>(epoch), static_cast<uint64_t>(source.offsets)));
+  const Permutation order(spec_.seed,
+                          named(FMT_STRING("sample order of source {} epoch {}"), draw.source, epoch),
+                          static_cast<uint64_t>(source.samples));
+  return {&source, source.range.begin + offset + static_cast<int64_t>(order(index)) * spec_.tokens};
 }
 
 void TrainingData::fill(int64_t first_sample, const Batch& batch) const {
   check_rows(batch, spec_.tokens);
   const RowRules rules = {spec_.vocab_size, spec_.pack_documents, spec_.score_document_starts};
   for (int64_t i = 0; i < batch.rows(); ++i) {
-    const Blend::Draw draw = blend_(first_sample + i);
-    const Source& source = sources_[static_cast<size_t>(draw.source)];
-    const int64_t epoch = draw.index / source.samples;
-    const auto index = static_cast<uint64_t>(draw.index % source.samples);
-    // Named by number, not by path: a dataset may move.
-    const Rng offsets(spec_.seed, fmt::format("sample offset of source {}", draw.source));
-    const Permutation order(spec_.seed, fmt::format("sample order of source {} epoch {}", draw.source, epoch),
-                            static_cast<uint64_t>(source.samples));
-    const auto offset = static_cast<int64_t>(
-        offsets.below(static_cast<uint64_t>(epoch), static_cast<uint64_t>(source.offsets)));
-    const int64_t begin = source.range.begin + offset + static_cast<int64_t>(order(index)) * spec_.tokens;
-    fill_row(source.file, source.range, begin, 0, rules, batch, i);
+    const Place place = place_of(first_sample + i);
+    fill_row(*place.source->file, place.source->range, place.begin, 0, rules, batch, i);
+  }
+}
+
+void TrainingData::prefetch(int64_t first_sample, int64_t rows) const {
+  for (int64_t i = 0; i < rows; ++i) {
+    const Place place = place_of(first_sample + i);
+    place.source->file->prefetch(place.begin, spec_.tokens + 1);
   }
 }
 
@@ -172,16 +203,23 @@ ValidationSet::ValidationSet(const ValidationSpec& spec) : spec_(spec) {
   TRANSXSSM_CHECK(spec.tokens >= 1 && spec.end_of_document >= 0 && spec.end_of_document < spec.vocab_size,
                   "rows of {} tokens, end of document {} of {}", spec.tokens, spec.end_of_document,
                   spec.vocab_size);
-  if (spec.prefixes.empty()) throw UsageError("There is no validation set; give at least one.");
-  for (const std::string& prefix : spec.prefixes) {
-    TokenFile file(prefix);
-    file.check_vocabulary(spec.vocab_size);
-    const TokenRange range = spec.fraction > 0 ? split_documents(file, spec.fraction).validation
-                                               : TokenRange{0, file.num_tokens()};
-    if (range.size() == 0) throw DataError("Validation set {} has no tokens.", prefix);
-    sources_.push_back({std::move(file), range, rows_});
-    rows_ += (range.size() + spec.tokens - 1) / spec.tokens;
+  if (spec.sources.empty()) throw UsageError("There is no validation set; give at least one.");
+  const Blend blend(weights_of(spec.sources));
+  for (size_t i = 0; i < spec.sources.size(); ++i) {
+    const auto file = open_source(spec.sources[i], spec.vocab_size);
+    // The split refuses a file without tokens.
+    const DocumentSplit split = split_documents(*file, spec.fraction);
+    const TokenRange range = spec.fraction > 0 ? split.validation : split.training;
+    sources_.push_back(
+        {file, range, (range.size() + spec.tokens - 1) / spec.tokens, blend.share(static_cast<int>(i))});
   }
+  spec_.sources.clear();
+}
+
+int64_t ValidationSet::num_rows() const {
+  int64_t sum = 0;
+  for (const Source& source : sources_) sum += source.rows;
+  return sum;
 }
 
 int64_t ValidationSet::num_tokens() const {
@@ -190,39 +228,45 @@ int64_t ValidationSet::num_tokens() const {
   return sum;
 }
 
-const ValidationSet::Source& ValidationSet::source_of(int64_t row) const {
-  size_t i = sources_.size() - 1;
-  while (sources_[i].first_row > row) --i;
-  return sources_[i];
+std::vector<int64_t> ValidationSet::choose(int64_t rows) const {
+  std::vector<int64_t> chosen;
+  for (const Source& source : sources_) chosen.push_back(rows >= num_rows() ? source.rows : 1);
+  // The next row goes where the share is furthest ahead of the rows taken (Webster's rule), so that fewer
+  // rows are always some of more.
+  const auto want = [&](size_t i) { return sources_[i].share / static_cast<double>(2 * chosen[i] + 1); };
+  const auto less = [&](size_t a, size_t b) { return want(a) < want(b) || (want(a) == want(b) && a > b); };
+  std::vector<size_t> open;  // a heap
+  for (size_t i = 0; i < sources_.size(); ++i)
+    if (chosen[i] < sources_[i].rows) open.push_back(i);
+  std::make_heap(open.begin(), open.end(), less);
+  for (int64_t left = rows - static_cast<int64_t>(sources_.size()); left > 0 && !open.empty(); --left) {
+    std::pop_heap(open.begin(), open.end(), less);
+    const size_t i = open.back();
+    if (++chosen[i] < sources_[i].rows)
+      std::push_heap(open.begin(), open.end(), less);
+    else
+      open.pop_back();
+  }
+  return chosen;
 }
 
-void ValidationSet::fill(int64_t first_row, const Batch& batch) const {
+void ValidationSet::fill(int source, int64_t row, const Batch& batch, int64_t i) const {
   check_rows(batch, spec_.tokens);
   const RowRules rules = {spec_.vocab_size, spec_.pack_documents, spec_.score_document_starts};
-  for (int64_t i = 0; i < batch.rows(); ++i) {
-    const Source& source = source_of(first_row + i);
-    const int64_t begin = source.range.begin + (first_row + i - source.first_row) * spec_.tokens - 1;
-    fill_row(source.file, source.range, begin, spec_.end_of_document, rules, batch, i);
-  }
+  const Source& s = sources_[static_cast<size_t>(source)];
+  const int64_t begin = s.range.begin + row * spec_.tokens - 1;
+  fill_row(*s.file, s.range, begin, spec_.end_of_document, rules, batch, i);
 }
 
-int64_t ValidationSet::text_bytes(std::span<const int32_t> bytes_of_id, int64_t num_rows) const {
-  TRANSXSSM_CHECK(static_cast<int64_t>(bytes_of_id.size()) >= spec_.vocab_size, "{} lengths for {} ids",
-                  bytes_of_id.size(), spec_.vocab_size);
-  Arena memory([&] {
-    Carver count;
-    Batch::carve(count, 1, spec_.tokens);
-    return count.used();
-  }());
-  Carver carver = memory.carver();
-  const Batch row = Batch::carve(carver, 1, spec_.tokens);
+void ValidationSet::fill_nothing(const Batch& batch, int64_t i) const {
+  fill(0, sources_[0].rows, batch, i);
+}
+
+int64_t text_bytes(std::span<const int32_t> bytes_of_id, const Batch& batch, int64_t i) {
   int64_t sum = 0;
-  for (int64_t r = 0; r < std::min(num_rows, rows_); ++r) {
-    fill(r, row);
-    for (int64_t j = 0; j < spec_.tokens; ++j)
-      if (row.valid.at<uint8_t>({0, j}))
-        sum += bytes_of_id[static_cast<size_t>(row.target.at<int32_t>({0, j}))];
-  }
+  for (int64_t j = 0; j < batch.tokens(); ++j)
+    if (batch.valid.at<uint8_t>({i, j}))
+      sum += bytes_of_id[static_cast<size_t>(batch.target.at<int32_t>({i, j}))];
   return sum;
 }
 

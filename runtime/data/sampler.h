@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +22,8 @@ namespace transxssm {
 struct DataSource {
   std::string prefix = {};  // of PREFIX.bin, PREFIX.idx
   double weight = 1;        // share of the samples, relative to the others
+  // The opened file, its ids checked already; null: to be opened and checked.
+  std::shared_ptr<const TokenFile> file = {};
 };
 
 // A contiguous range of documents of a token file.
@@ -31,8 +34,8 @@ struct TokenRange {
 };
 
 // Tokens of the documents before (training) and after (validation) the cut: the last round(D * fraction)
-// documents, at least one, are for validation. DataError where one side would be empty. fraction 0: all are
-// for training.
+// documents, at least one, are for validation, but never all that have tokens, nor only such as have none.
+// DataError where fewer than two documents have tokens, or none at fraction 0, where all are for training.
 struct DocumentSplit {
   TokenRange training, validation;
 };
@@ -59,7 +62,10 @@ class TrainingData {
   // Row i of `batch` becomes sample first_sample + i. Thread-safe. DataError for an id outside the
   // vocabulary.
   void fill(int64_t first_sample, const Batch& batch) const;
+  // Asks the system to fetch what fill() of these samples will read; does not wait and takes no memory.
+  void prefetch(int64_t first_sample, int64_t rows) const;
 
+  const Blend& blend() const { return blend_; }
   int64_t num_tokens() const;         // of the training split, all sources
   int64_t samples_per_epoch() const;  // sum of the sources' samples
   // Hash of the indices of all sources, their weights and the split, for the check of a resumed run.
@@ -67,11 +73,16 @@ class TrainingData {
 
  private:
   struct Source {
-    TokenFile file;
+    std::shared_ptr<const TokenFile> file;
     TokenRange range;
     int64_t samples;  // of one epoch
     int64_t offsets;  // number of offsets at which the cut may start
   };
+  struct Place {
+    const Source* source;
+    int64_t begin;  // its first token in the file
+  };
+  Place place_of(int64_t sample) const;
   TrainingDataSpec spec_;
   std::vector<Source> sources_;
   Blend blend_;
@@ -79,39 +90,45 @@ class TrainingData {
 };
 
 struct ValidationSpec {
-  std::vector<std::string> prefixes = {};
+  std::vector<DataSource> sources = {};
   double fraction = 0;  // the last part of the documents of each; 0: all of them
   int64_t tokens = 0;   // T
   int64_t vocab_size = 0;
-  int32_t end_of_document = 0;  // stands before the first token of each prefix
+  int32_t end_of_document = 0;  // stands before the first token of each source
   bool pack_documents = true;
   bool score_document_starts = true;
 };
 
-// Every token once as a target, in order: the targets of row r are tokens rT .. rT+T-1 of the stream, its
-// inputs the tokens before them; the end-of-document id stands before the first. The rest of the last row is
-// not valid.
+// Every token of every source once as a target, in order: the targets of row r of a source are tokens rT ..
+// rT+T-1 of its stream, its inputs the tokens before them; the end-of-document id stands before the first.
+// The rest of a source's last row is not valid.
 class ValidationSet {
  public:
   explicit ValidationSet(const ValidationSpec& spec);
-  int64_t num_rows() const { return rows_; }
+  int num_sources() const { return static_cast<int>(sources_.size()); }
+  const std::string& prefix(int source) const { return sources_[static_cast<size_t>(source)].file->prefix(); }
+  double share(int source) const { return sources_[static_cast<size_t>(source)].share; }  // by weight
+  int64_t num_rows() const;                                                               // of all sources
   int64_t num_tokens() const;
-  // Row i of `batch` becomes row first_row + i; rows from num_rows() on have no valid target, so that all
-  // ranks can run the same number of rows.
-  void fill(int64_t first_row, const Batch& batch) const;
-  // Bytes of text of the valid targets of rows [0, num_rows): the divisor of bits per byte. bytes_of_id: [V].
-  int64_t text_bytes(std::span<const int32_t> bytes_of_id, int64_t num_rows) const;
+  // How many rows of each source, from its first on, stand for the blend in a sample of `rows` rows: by
+  // weight, at least one of each, no more than it has. A smaller sample is part of a larger one.
+  std::vector<int64_t> choose(int64_t rows) const;
+  // Row i of `batch` becomes that row of the source. DataError for an id outside the vocabulary.
+  void fill(int source, int64_t row, const Batch& batch, int64_t i) const;
+  void fill_nothing(const Batch& batch, int64_t i) const;  // a row without a valid target
 
  private:
   struct Source {
-    TokenFile file;
+    std::shared_ptr<const TokenFile> file;
     TokenRange range;
-    int64_t first_row;
+    int64_t rows;
+    double share;
   };
-  const Source& source_of(int64_t row) const;
   ValidationSpec spec_;
   std::vector<Source> sources_;
-  int64_t rows_ = 0;
 };
+
+// Bytes of text of the valid targets of row i: the divisor of bits per byte. bytes_of_id: [V].
+int64_t text_bytes(std::span<const int32_t> bytes_of_id, const Batch& batch, int64_t i);
 
 }  // namespace transxssm

@@ -80,6 +80,7 @@ struct TokenFileSummary {
   uint64_t digest = 0;
   int64_t num_tokens = 0;
   int64_t idx_bytes = 0, bin_bytes = 0;
+  bool operator==(const TokenFileSummary&) const = default;
 };
 
 // A memory-mapped pair of token files. Every field and array of .idx is checked at open against the

@@ -17,7 +17,9 @@ int main(int argc, char** argv) {
       metrics.step = step;
       metrics.loss = step == 7 ? std::nan("") : loss;
       writer.write(metrics);
-      if (step % 10 == 0) writer.write_validation(step, loss, loss / 2);
+      if (step % 10 == 0)
+        writer.write(step,
+                     std::vector<transxssm::Metric>{{"eval/loss", loss}, {"eval/bits_per_byte", loss / 2}});
     }
   };
   train(1, 30, 4);

@@ -84,7 +84,11 @@ Result train(const TrainConfig& config, int ranks, Device device, const std::str
       numbers.insert(numbers.end(), {r.loss, r.gradient_norm});
     }
     fill(trainer.batch(), kSteps, trainer.first_row());
-    numbers.push_back(trainer.evaluate().loss);
+    double evaluated = 0;
+    for (const double nats : trainer.evaluate(trainer.batch().rows() / trainer.microbatch_rows()))
+      if (trainer.knows_loss()) evaluated += nats;
+    world.all_reduce(Tensor(&evaluated, DType::f64, {1}));
+    numbers.push_back(evaluated);
     if (!save.empty()) {
       TrainState state;
       state.step = kSteps;

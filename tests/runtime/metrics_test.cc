@@ -85,7 +85,8 @@ TEST_F(MetricsTest, HeaderThenAnObjectAStepInFullPrecision) {
 
 TEST_F(MetricsTest, NotFiniteIsNullWithAFlag) {
   const double inf = std::numeric_limits<double>::infinity();
-  MetricsWriter(directory_, 1, {}).write_validation(5, std::nan(""), -inf);
+  MetricsWriter(directory_, 1, {})
+      .write(5, std::vector<Metric>{{"eval/loss", std::nan("")}, {"eval/bits_per_byte", -inf}});
   const auto record = nlohmann::json::parse(lines().at(1));
   EXPECT_TRUE(record["eval/loss"].is_null());
   EXPECT_EQ(record["not_finite"]["eval/loss"], "nan");
@@ -97,7 +98,7 @@ TEST_F(MetricsTest, ResumeAppendsAndVoidsWhatCameAfterTheCheckpoint) {
   {
     MetricsWriter writer(directory_, 1, {{"mesh", "tp 2"}});
     for (int64_t step = 1; step <= 6; ++step) writer.write(step_metrics(step, 10));
-    writer.write_validation(6, 10, 3);
+    writer.write(6, std::vector<Metric>{{"eval/loss", 10}, {"eval/bits_per_byte", 3}});
   }
   std::ofstream(jsonl(), std::ios::app) << "{\"step\":7,\"tra";  // killed in mid-line
   {

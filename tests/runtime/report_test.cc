@@ -52,6 +52,26 @@ TEST(Report, IsSmallAndLoadsNothing) {
   EXPECT_EQ(page.find("nan"), std::string::npos);
 }
 
+TEST(Report, KeepsTheFinalValidationApartFromTheCurve) {
+  MetricsHistory h;
+  h.series = {{"train/loss", {{1, 2, 3}, {4, 3, 2}}},
+              {"eval/loss", {{2, 3}, {3.25, 2.25}}},
+              {"eval/final_loss", {{3}, {2.5}}},
+              {"eval/loss/web", {{2, 3}, {3.5, 2.5}}},
+              {"eval/loss/books", {{2, 3}, {3, 2}}}};
+  const Chart chart = loss_chart(h);
+  ASSERT_EQ(chart.curves.size(), 3u);
+  EXPECT_EQ(chart.curves[1].y, (std::vector<double>{3.25, 2.25}));
+  EXPECT_EQ(chart.curves[2].y, (std::vector<double>{2.5}));
+  EXPECT_NE(report_html(h, "r").find("<dt>final validation loss</dt><dd>2.5000</dd>"), std::string::npos);
+  const Chart sources = source_chart(h);
+  ASSERT_EQ(sources.curves.size(), 2u);
+  EXPECT_EQ(sources.curves[0].name, "web");
+  // A run that went on is where its curve is.
+  h.series[1].second = {{2, 3, 4}, {3.25, 2.25, 2.125}};
+  EXPECT_NE(report_html(h, "r").find("<dt>validation loss</dt><dd>2.1250</dd>"), std::string::npos);
+}
+
 // Rows (y of pixels) of the first path of a curve's class.
 std::vector<double> rows(const std::string& svg, const std::string& style) {
   std::smatch found;

@@ -48,6 +48,11 @@ class SamplerTest : public testing::Test {
     writer.finish({});
     return directory_ / name;
   }
+  // Row r of the batch is row r of the set's one source.
+  static void fill(const ValidationSet& set, const Batch& batch) {
+    for (int64_t r = 0; r < batch.rows(); ++r)
+      r < set.num_rows() ? set.fill(0, r, batch, r) : set.fill_nothing(batch, r);
+  }
   // Token i of the stream has id first + i, so that a row says where it was cut.
   std::string write_counting(const std::string& name, int32_t tokens, int32_t first = 0) {
     std::vector<int32_t> ids(static_cast<size_t>(tokens));
@@ -192,7 +197,7 @@ TEST_F(SamplerTest, SplitsByDocuments) {
   const std::string prefix = write("set", documents);
   const TrainingData data(
       {.sources = {{prefix}}, .validation_fraction = 0.03, .tokens = 4, .vocab_size = 100});
-  const ValidationSet validation({.prefixes = {prefix}, .fraction = 0.03, .tokens = 4, .vocab_size = 100});
+  const ValidationSet validation({.sources = {{prefix}}, .fraction = 0.03, .tokens = 4, .vocab_size = 100});
   EXPECT_EQ(data.num_tokens(), 97 * 4);
   EXPECT_EQ(validation.num_tokens(), 3 * 4);
   OwnBatch rows(5 * data.samples_per_epoch(), 4);
@@ -202,7 +207,7 @@ TEST_F(SamplerTest, SplitsByDocuments) {
     for (const int id : rows.row(rows.batch.target, r)) largest = std::max(largest, id);
   EXPECT_EQ(largest, 96);
   OwnBatch held(3, 4);
-  validation.fill(0, held.batch);
+  fill(validation, held.batch);
   EXPECT_THAT(held.row(held.batch.target, 0), ElementsAre(97, 97, 97, 97));
   // At least one document is held out, and one must be left.
   EXPECT_EQ(split_documents(TokenFile(prefix), 1e-6).validation.size(), 4);
@@ -243,12 +248,12 @@ TEST_F(SamplerTest, BlendsSources) {
 
 TEST_F(SamplerTest, ValidationHasEachTokenOnceAsTarget) {
   const std::string prefix = write("set", {{10, 11, 12}, {20, 21}, {}, {30, 31, 32, 33}});
-  const ValidationSpec spec = {.prefixes = {prefix}, .tokens = 4, .vocab_size = 100, .end_of_document = 99};
+  const ValidationSpec spec = {.sources = {{prefix}}, .tokens = 4, .vocab_size = 100, .end_of_document = 99};
   const ValidationSet set(spec);
   EXPECT_EQ(set.num_tokens(), 9);
   ASSERT_EQ(set.num_rows(), 3);
   OwnBatch rows(4, 4);
-  set.fill(0, rows.batch);
+  fill(set, rows.batch);
   const Batch& batch = rows.batch;
   EXPECT_THAT(rows.row(batch.input, 0), ElementsAre(99, 10, 11, 12));
   EXPECT_THAT(rows.row(batch.target, 0), ElementsAre(10, 11, 12, 20));
@@ -267,41 +272,94 @@ TEST_F(SamplerTest, ValidationHasEachTokenOnceAsTarget) {
 
   std::vector<int32_t> lengths(100, 1000000);
   for (const int32_t id : {10, 11, 12, 20, 21, 30, 31, 32, 33}) lengths[static_cast<size_t>(id)] = id;
-  EXPECT_EQ(set.text_bytes(lengths, set.num_rows()), 10 + 11 + 12 + 20 + 21 + 30 + 31 + 32 + 33);
-  EXPECT_EQ(set.text_bytes(lengths, 1), 10 + 11 + 12 + 20);
+  EXPECT_EQ(text_bytes(lengths, batch, 0), 10 + 11 + 12 + 20);
+  EXPECT_EQ(text_bytes(lengths, batch, 1), 21 + 30 + 31 + 32);
+  EXPECT_EQ(text_bytes(lengths, batch, 2), 33);
+  EXPECT_EQ(text_bytes(lengths, batch, 3), 0);
 
   ValidationSpec strict = spec;
   strict.score_document_starts = false;
-  ValidationSet(strict).fill(0, rows.batch);
+  fill(ValidationSet(strict), rows.batch);
   EXPECT_THAT(rows.row(batch.valid, 0), ElementsAre(0, 1, 1, 0));
   EXPECT_THAT(rows.row(batch.valid, 1), ElementsAre(1, 0, 1, 1));
-  EXPECT_EQ(ValidationSet(strict).text_bytes(lengths, 3), 11 + 12 + 21 + 31 + 32 + 33);
+  EXPECT_EQ(text_bytes(lengths, batch, 0), 11 + 12);
 }
 
-TEST_F(SamplerTest, ValidationOverSeveralSets) {
+TEST_F(SamplerTest, ValidationOverSeveralSources) {
   const std::string a = write_counting("a", 10, 100), b = write_counting("b", 7, 200);
   for (const bool pack : {true, false}) {
-    const ValidationSet set(
-        {.prefixes = {a, b}, .tokens = 4, .vocab_size = 300, .end_of_document = 1, .pack_documents = pack});
+    const ValidationSet set({.sources = {{a}, {b}},
+                             .tokens = 4,
+                             .vocab_size = 300,
+                             .end_of_document = 1,
+                             .pack_documents = pack});
     ASSERT_EQ(set.num_rows(), 5);
-    // Rows dealt out in any cut: every token once.
     std::vector<int> targets;
-    for (const int64_t first : {3, 0, 6}) {
-      OwnBatch rows(3, 4);
-      set.fill(first, rows.batch);
-      for (int64_t r = 0; r < 3; ++r)
+    OwnBatch row(1, 4);
+    for (const auto& [source, rows] : {std::pair{0, 3}, {1, 2}})
+      for (int64_t r = 0; r < rows; ++r) {
+        set.fill(source, r, row.batch, 0);
+        if (r == 0) {
+          EXPECT_EQ(row.row(row.batch.input, 0)[0], 1);
+        }
         for (int64_t t = 0; t < 4; ++t)
-          if (rows.batch.valid.at<uint8_t>({r, t})) targets.push_back(rows.batch.target.at<int32_t>({r, t}));
-    }
+          if (row.batch.valid.at<uint8_t>({0, t})) targets.push_back(row.batch.target.at<int32_t>({0, t}));
+      }
     std::sort(targets.begin(), targets.end());
     std::vector<int> expected(10);
     std::iota(expected.begin(), expected.end(), 100);
     for (int i = 0; i < 7; ++i) expected.push_back(200 + i);
     EXPECT_EQ(targets, expected);
-    OwnBatch row(1, 4);
-    set.fill(3, row.batch);  // the first of b
-    EXPECT_THAT(row.row(row.batch.input, 0), ElementsAre(1, 200, 201, 202));
   }
+}
+
+TEST_F(SamplerTest, ASampleOfABlendIsByWeightAndPartOfALargerOne) {
+  const std::string a = write_counting("a", 400), b = write_counting("b", 4000), c = write_counting("c", 40);
+  const ValidationSet set({.sources = {{a, 3}, {b, 1}, {c, 1e-9}}, .tokens = 4, .vocab_size = 100000});
+  ASSERT_EQ(set.num_rows(), 100 + 1000 + 10);
+  EXPECT_THAT(set.choose(1), ElementsAre(1, 1, 1));  // none without a figure
+  EXPECT_THAT(set.choose(65), ElementsAre(48, 16, 1));
+  EXPECT_THAT(set.choose(201), ElementsAre(100, 100, 1));  // a has no more
+  EXPECT_THAT(set.choose(1109), ElementsAre(100, 1000, 9));
+  EXPECT_THAT(set.choose(5000), ElementsAre(100, 1000, 10));
+  std::vector<int64_t> smaller = set.choose(1);
+  for (int64_t rows = 2; rows <= 1110; ++rows) {
+    const std::vector<int64_t> chosen = set.choose(rows);
+    EXPECT_EQ(std::accumulate(chosen.begin(), chosen.end(), int64_t{0}), std::max<int64_t>(rows, 3));
+    for (size_t i = 0; i < 3; ++i) ASSERT_GE(chosen[i], smaller[i]) << rows;
+    smaller = chosen;
+  }
+  EXPECT_NEAR(set.share(0), 0.75, 1e-8);
+}
+
+TEST_F(SamplerTest, EmptyDocumentsAtTheEndsLeaveNoSideEmpty) {
+  const std::vector<int32_t> d = {1, 2, 3, 4, 5, 6};
+  const auto split = [&](const std::vector<std::vector<int32_t>>& documents, double fraction) {
+    const DocumentSplit s = split_documents(TokenFile(write("set", documents)), fraction);
+    EXPECT_EQ(s.training.end, s.validation.begin);
+    return std::pair{s.training.size(), s.validation.size()};
+  };
+  EXPECT_EQ(split({d, d, d, {}, {}}, 0.01), std::pair(int64_t{12}, int64_t{6}));
+  EXPECT_EQ(split({{}, {}, d, d, {}}, 0.9), std::pair(int64_t{6}, int64_t{6}));
+  EXPECT_EQ(split({d, {}, d, {}, d}, 0.4), std::pair(int64_t{12}, int64_t{6}));
+  EXPECT_EQ(split({d, d, d}, 0.99), std::pair(int64_t{6}, int64_t{12}));
+  EXPECT_EQ(split({{}, d, {}}, 0), std::pair(int64_t{6}, int64_t{0}));
+  const auto refusal = [&](const std::vector<std::vector<int32_t>>& documents, double fraction) {
+    const std::string prefix = write("set", documents);
+    try {
+      const TrainingData data(
+          {.sources = {{prefix}}, .validation_fraction = fraction, .tokens = 4, .vocab_size = 100});
+    } catch (const DataError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_THAT(refusal({{}, {}, {}}, 0.01), testing::HasSubstr("no tokens: all its 3 documents are empty"));
+  EXPECT_THAT(refusal({{}, {}, {}}, 0), testing::HasSubstr("no tokens: all its 3 documents are empty"));
+  EXPECT_THAT(refusal({}, 0.01), testing::HasSubstr("no tokens: it has no documents"));
+  EXPECT_THAT(refusal({{}, d, {}}, 0.5), testing::HasSubstr("1 document with tokens, too few"));
+  EXPECT_THAT(refusal({{7}}, 0), testing::HasSubstr("1 tokens for training, fewer than one sample of 4"));
+  EXPECT_EQ(refusal({{}, d, {}}, 0), "");
 }
 
 }  // namespace

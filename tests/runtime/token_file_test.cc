@@ -256,7 +256,8 @@ TEST(TokenFile, NamesTheFieldThatIsWrong) {
   using testing::HasSubstr;
   EXPECT_THAT(with(0, 'X'), HasSubstr("magic"));
   EXPECT_THAT(with(9, uint64_t{2}), HasSubstr("version is 2, expected 1"));
-  EXPECT_THAT(with(17, uint8_t{9}), HasSubstr("dtype is 9, expected 1 (u8), 2 (i8), 3 (i16), 4 (i32), 5 (i64) or 8 (u16)"));
+  EXPECT_THAT(with(17, uint8_t{9}),
+              HasSubstr("dtype is 9, expected 1 (u8), 2 (i8), 3 (i16), 4 (i32), 5 (i64) or 8 (u16)"));
   // Counts whose products overflow 64 bits.
   EXPECT_THAT(with(18, ~uint64_t{0} / 4), HasSubstr("sequence count"));
   EXPECT_THAT(with(26, uint64_t{1} << 61), HasSubstr("document count"));
