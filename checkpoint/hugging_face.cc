@@ -5,11 +5,12 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <set>
 #include <system_error>
 
 #include "checkpoint/agreement.h"
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace transxssm {
 namespace {
@@ -20,7 +21,7 @@ static_assert(std::endian::native == std::endian::little, "safetensors files are
 
 constexpr const char* kWeights = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
-constexpr int64_t kMaxIndexBytes = 100'000'000;
+constexpr int64_t kMaxIndexBytes = 32 << 20;  // the largest known has 9 MB for 92,000 tensors
 
 // Errors of the system as a refusal of the file.
 template <class Fn>
@@ -39,28 +40,50 @@ bool is_shard_name(const std::string& name) {
 }
 
 // Which shard has which tensor.
-std::map<std::string, std::string> read_index(FileSystem& files, const std::string& path) {
+std::map<std::string, std::string> read_index(FileSystem& files, const std::string& path,
+                                              const WeightFolder::Ignored& ignored) {
   const std::string text = guarded(path, [&] { return read_file(files, followed(path), kMaxIndexBytes); });
-  json document;
-  try {
-    document = json::parse(text);
-  } catch (const json::exception& error) {
-    throw CheckpointError("{}: is not JSON: {}", path, error.what());
-  }
+  const JsonLimits limits{.max_bytes = kMaxIndexBytes, .max_depth = 8, .max_values = 1'000'000};
+  const json document = parse_json<CheckpointError>(text, path, limits);
   if (!document.is_object() || !document.contains("weight_map") || !document["weight_map"].is_object())
     throw CheckpointError("{}: has no object weight_map", path);
   std::map<std::string, std::string> shards;
   for (const auto& [name, shard] : document["weight_map"].items()) {
     if (!shard.is_string() || !is_shard_name(shard.get<std::string>()))
       throw CheckpointError("{}: {} has the shard {}, which is not a file name that ends in .safetensors",
-                            path, json(name).dump(), shard.dump().substr(0, 80));
-    shards[name] = shard.get<std::string>();
+                            path, printable_json(name), printable_json(shard, 80));
+    if (!ignored || !ignored(name)) shards[name] = shard.get<std::string>();
   }
   return shards;
 }
 
-const char* shown_type(const SafetensorsEntry& entry) {
-  return entry.half ? "f16" : dtype_name(entry.dtype);
+// A list of tensors, of which a file may have a million.
+class Problems {
+ public:
+  template <class... Args>
+  void add(fmt::format_string<Args...> format, Args&&... args) {
+    if (count_++ < kShown) lines_.push_back(fmt::format(format, std::forward<Args>(args)...));
+  }
+  void refuse(const std::string& file) const {
+    if (count_ == 0) return;
+    throw CheckpointError("{}: {}{}", file, join(lines_, "; "),
+                          count_ > kShown ? fmt::format("; and {} more", count_ - kShown) : "");
+  }
+
+ private:
+  static constexpr size_t kShown = 12;
+  size_t count_ = 0;
+  std::vector<std::string> lines_;
+};
+
+template <class Stored, class Convert>
+std::vector<float> converted(int64_t count, const std::function<void(std::span<std::byte>)>& read_bytes,
+                             Convert&& convert) {
+  std::vector<Stored> stored(static_cast<size_t>(count));
+  read_bytes(std::as_writable_bytes(std::span(stored)));
+  std::vector<float> values(stored.size());
+  std::transform(stored.begin(), stored.end(), values.begin(), convert);
+  return values;
 }
 
 }  // namespace
@@ -94,7 +117,8 @@ uint16_t bf16_from_float(float value) {
   return static_cast<uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
 }
 
-void WeightFolder::add_file(FileSystem& files, const std::string& folder, const std::string& name) {
+void WeightFolder::add_file(FileSystem& files, const std::string& folder, const std::string& name,
+                            const Ignored& ignored) {
   File file;
   file.path = folder + "/" + name;
   file.file = guarded(file.path, [&] { return files.open(followed(file.path)); });
@@ -112,71 +136,75 @@ void WeightFolder::add_file(FileSystem& files, const std::string& folder, const 
   read(8);
   for (SafetensorsEntry& entry : parse_safetensors_header(header, file.file->size(), file.path, true)) {
     const std::string key = entry.key;
+    if (ignored && ignored(key)) continue;
     const auto [at, is_new] = tensors_.try_emplace(key, Place{files_.size(), std::move(entry)});
     if (!is_new)
-      throw CheckpointError("{}: tensor {} is also in {}", file.path, json(key).dump(),
+      throw CheckpointError("{}: tensor {} is also in {}", file.path, printable_json(key),
                             files_[at->second.file].path);
   }
   files_.push_back(std::move(file));
 }
 
-WeightFolder::WeightFolder(FileSystem& files, const std::string& folder) {
-  if (!guarded(folder, [&] { return files.is_directory(folder); }))
+WeightFolder::WeightFolder(FileSystem& files, const std::string& folder, const Ignored& ignored) {
+  if (!guarded(folder, [&] { return files.is_directory(followed(folder)); }))
     throw CheckpointError("{}: there is no such folder", folder);
   if (files.exists(folder + "/" + kWeights)) {
-    add_file(files, folder, kWeights);
+    add_file(files, folder, kWeights, ignored);
     return;
   }
   const std::string index = folder + "/" + kIndex;
   if (!files.exists(index))
     throw CheckpointError("{}: has neither {} nor {}; only safetensors files are read", folder, kWeights,
                           kIndex);
-  const std::map<std::string, std::string> shards = read_index(files, index);
+  const std::map<std::string, std::string> shards = read_index(files, index, ignored);
   std::vector<std::string> names;
   for (const auto& [tensor, shard] : shards) names.push_back(shard);
   std::sort(names.begin(), names.end());
   names.erase(std::unique(names.begin(), names.end()), names.end());
-  for (const std::string& name : names) add_file(files, folder, name);
+  if (names.empty()) throw CheckpointError("{}: weight_map names no tensor", index);
+  for (const std::string& name : names) add_file(files, folder, name, ignored);
 
-  std::vector<std::string> problems;
+  Problems problems;
   for (const auto& [tensor, shard] : shards) {
     const auto at = tensors_.find(tensor);
     if (at == tensors_.end() || files_[at->second.file].path != folder + "/" + shard)
-      problems.push_back(fmt::format("tensor {} is not in {}", json(tensor).dump(), shard));
+      problems.add("tensor {} is not in {}", printable_json(tensor), printable(shard));
   }
   for (const auto& [tensor, place] : tensors_) {
     if (!shards.contains(tensor))
-      problems.push_back(
-          fmt::format("tensor {} of {} is not named", json(tensor).dump(), files_[place.file].path));
+      problems.add("tensor {} of {} is not named", printable_json(tensor), files_[place.file].path);
   }
-  if (!problems.empty()) throw CheckpointError("{}: {}", index, join(problems, "; "));
+  problems.refuse(index);
 }
 
-void WeightFolder::check(std::span<const NamedShape> expected,
-                         const std::function<bool(const std::string&)>& ignored) const {
-  std::vector<std::string> problems;
-  std::map<std::string, bool> known;
+void WeightFolder::check(std::span<const NamedShape> expected) const {
+  Problems problems;
+  std::set<std::string> known;
   for (const NamedShape& tensor : expected) {
-    known[tensor.name] = true;
+    known.insert(tensor.name);
     const auto at = tensors_.find(tensor.name);
     if (at == tensors_.end()) {
-      problems.push_back(fmt::format("tensor {} {} is missing", tensor.name, tensor.shape.to_string()));
+      problems.add("tensor {} {} is missing", tensor.name, tensor.shape.to_string());
       continue;
     }
     const SafetensorsEntry& entry = at->second.entry;
     if (entry.shape != tensor.shape)
-      problems.push_back(fmt::format("tensor {} has shape {}, config.json needs {}", tensor.name,
-                                     entry.shape.to_string(), tensor.shape.to_string()));
-    if (!entry.half && entry.dtype != DType::f32 && entry.dtype != DType::bf16)
-      problems.push_back(
-          fmt::format("tensor {} is {}; legal dtypes are f32, bf16 and f16", tensor.name, shown_type(entry)));
+      problems.add("tensor {} has shape {}, config.json needs {}", tensor.name, entry.shape.to_string(),
+                   tensor.shape.to_string());
+    const std::string_view type = dtype_of(entry);
+    if (type != "F32" && type != "BF16" && type != "F16" && type != "F64")
+      problems.add("tensor {} is {}; legal dtypes are F32, BF16, F16 and F64", tensor.name, type);
   }
   for (const auto& [name, place] : tensors_) {
-    if (!known.contains(name) && !(ignored && ignored(name)))
-      problems.push_back(fmt::format("tensor {} {} is not part of this model", json(name).dump(),
-                                     place.entry.shape.to_string()));
+    if (!known.contains(name))
+      problems.add("tensor {} {} is not part of this model", printable_json(name, 200),
+                   place.entry.shape.to_string());
   }
-  if (!problems.empty()) throw CheckpointError("{}: {}", directory_name(), join(problems, "; "));
+  problems.refuse(directory_name());
+}
+
+const std::string& WeightFolder::file_of(const std::string& name) const {
+  return files_[tensors_.at(name).file].path;
 }
 
 std::string WeightFolder::directory_name() const {
@@ -195,21 +223,22 @@ std::vector<float> WeightFolder::read(const std::string& name) const {
   TRANSXSSM_CHECK(at != tensors_.end(), "tensor {}", name);
   const SafetensorsEntry& entry = at->second.entry;
   const File& file = files_[at->second.file];
-  std::vector<float> values(static_cast<size_t>(entry.shape.num_elements()));
-  const int64_t begin = file.header_bytes + entry.begin;
+  const int64_t count = entry.shape.num_elements(), begin = file.header_bytes + entry.begin;
   const auto read_bytes = [&](std::span<std::byte> bytes) {
     guarded(file.path, [&] {
       file.file->read(begin, bytes);
       return 0;
     });
   };
-  if (entry.dtype == DType::f32) {
+  const std::string_view type = dtype_of(entry);
+  std::vector<float> values;
+  if (type == "F32") {
+    values.resize(static_cast<size_t>(count));
     read_bytes(std::as_writable_bytes(std::span(values)));
+  } else if (type == "F64") {
+    values = converted<double>(count, read_bytes, [](double value) { return static_cast<float>(value); });
   } else {
-    TRANSXSSM_CHECK(entry.dtype == DType::bf16, "tensor {} of {}", name, shown_type(entry));
-    std::vector<uint16_t> bits(values.size());
-    read_bytes(std::as_writable_bytes(std::span(bits)));
-    std::transform(bits.begin(), bits.end(), values.begin(), entry.half ? float_from_f16 : float_from_bf16);
+    values = converted<uint16_t>(count, read_bytes, type == "F16" ? float_from_f16 : float_from_bf16);
   }
   for (size_t i = 0; i < values.size(); ++i) {
     if (!std::isfinite(values[i]))

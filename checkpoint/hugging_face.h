@@ -23,19 +23,24 @@ struct NamedShape {
 // Weights to read. All files are opened and their headers checked at once; data is read tensor by tensor.
 class WeightFolder {
  public:
-  // Throws CheckpointError naming the file for whatever is missing, truncated or contradictory: a shard that
-  // the index names and the folder lacks, a tensor that a shard lacks or that two shards hold.
-  WeightFolder(FileSystem& files, const std::string& folder);
+  using Ignored = std::function<bool(const std::string&)>;
 
-  // Throws one CheckpointError that lists every tensor that is missing, of another shape, of a dtype that is
-  // not F32, BF16 or F16, or, unless ignored(name), not expected.
-  void check(std::span<const NamedShape> expected,
-             const std::function<bool(const std::string&)>& ignored = {}) const;
+  // Throws CheckpointError naming the file for whatever is missing, truncated or contradictory: a shard that
+  // the index names and the folder lacks, a tensor that a shard lacks or that two shards hold. Tensors of
+  // which ignored(name) are as if they were not there.
+  WeightFolder(FileSystem& files, const std::string& folder, const Ignored& ignored = {});
+
+  // Throws one CheckpointError that lists tensors that are missing, of another shape, of a dtype that is not
+  // F32, BF16, F16 or F64, or not expected.
+  void check(std::span<const NamedShape> expected) const;
+
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  const std::string& file_of(const std::string& name) const;  // for messages; of a tensor that is there
 
   std::vector<NamedShape> tensors() const;  // sorted by name
 
-  // All elements as f32, exactly. Throws CheckpointError naming the tensor and the element where one is not
-  // finite.
+  // All elements as f32: exact, but for F64, which is rounded to nearest even. Throws CheckpointError naming
+  // the tensor and the element where one is not finite or beyond f32.
   std::vector<float> read(const std::string& name) const;
 
  private:
@@ -48,7 +53,8 @@ class WeightFolder {
     size_t file = 0;
     SafetensorsEntry entry;
   };
-  void add_file(FileSystem& files, const std::string& folder, const std::string& name);
+  void add_file(FileSystem& files, const std::string& folder, const std::string& name,
+                const Ignored& ignored);
   std::string directory_name() const;  // for messages
 
   std::vector<File> files_;

@@ -1,12 +1,11 @@
 #include "checkpoint/safetensors.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 
 #include "checkpoint/plan.h"
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace transxssm {
 namespace {
@@ -15,7 +14,6 @@ using nlohmann::json;
 
 constexpr size_t kMaxTensors = 1'000'000;
 constexpr size_t kMaxKeyBytes = 1024;
-constexpr int kMaxDepth = 3;
 
 struct TypeName {
   DType dtype;
@@ -38,64 +36,49 @@ std::optional<DType> parse_type(const std::string& name) {
   return std::nullopt;
 }
 
-// Refuses what the library accepts: duplicate keys, and nesting no header needs.
-class StrictParser {
- public:
-  explicit StrictParser(const std::string& file) : file_(file) {}
-
-  json parse(std::string_view text) {
-    const auto check = [this](int depth, json::parse_event_t event, json& value) {
-      observe(depth, event, value);
-      return true;
-    };
-    try {
-      return json::parse(text.begin(), text.end(), check);
-    } catch (const json::exception& error) {
-      throw CheckpointError("{}: the header is not JSON: {}", file_, error.what());
-    }
-  }
-
- private:
-  void observe(int depth, json::parse_event_t event, const json& value) {
-    if (depth > kMaxDepth) throw CheckpointError("{}: the header is nested too deep", file_);
-    if (event == json::parse_event_t::object_start) keys_.emplace_back();
-    if (event == json::parse_event_t::object_end) keys_.pop_back();
-    if (event == json::parse_event_t::key && !keys_.back().insert(value.get<std::string>()).second) {
-      throw CheckpointError("{}: key {} occurs twice in the header", file_, value.dump());
-    }
-  }
-
-  const std::string& file_;
-  std::vector<std::set<std::string>> keys_;
+// Of the format but not of this program, which reads some of them from others' files.
+struct ForeignType {
+  std::string_view name;
+  int64_t bytes;
 };
+constexpr ForeignType kForeignTypes[] = {{"F16", 2}, {"BOOL", 1},    {"I8", 1},     {"I16", 2},
+                                         {"U16", 2}, {"U32", 4},     {"U64", 8},    {"F8_E4M3", 1},
+                                         {"C64", 8}, {"F8_E5M2", 1}, {"F8_E8M0", 1}};
+
+int64_t foreign_bytes(std::string_view name) {
+  for (const ForeignType& type : kForeignTypes)
+    if (name == type.name) return type.bytes;
+  return 0;
+}
 
 // -1 where the value is not a whole number in [0, 2^63).
 int64_t as_size(const json& value) {
-  if (!value.is_number_unsigned()) return -1;
-  const auto size = value.get<uint64_t>();
-  return size > static_cast<uint64_t>(INT64_MAX) ? -1 : static_cast<int64_t>(size);
+  return json_integer(value, int64_t{0}).value_or(-1);
 }
 
 // Empty, or what is wrong with the entry.
-std::string read_entry(const json& value, SafetensorsEntry& entry, bool with_half) {
+std::string read_entry(const json& value, SafetensorsEntry& entry, bool with_foreign) {
   if (!value.is_object() || value.size() != 3 || !value.contains("dtype") || !value.contains("shape") ||
       !value.contains("data_offsets")) {
     return "must have dtype, shape and data_offsets";
   }
-  const json& type = value["dtype"];
-  entry.half = with_half && type == "F16";
-  const auto dtype = entry.half         ? DType::bf16
-                     : type.is_string() ? parse_type(type.get<std::string>())
-                                        : std::nullopt;
-  if (!dtype) return fmt::format("has dtype {}, which this program does not read", type.dump().substr(0, 40));
-  entry.dtype = *dtype;
+  const std::string type = json_string(value, "dtype").value_or("");
+  const auto dtype = parse_type(type);
+  if (!dtype && with_foreign) {
+    for (const ForeignType& foreign : kForeignTypes)
+      if (type == foreign.name) entry.foreign = foreign.name;
+  }
+  if (!dtype && entry.foreign.empty())
+    return fmt::format("has dtype {}, which this program does not read", printable_json(value["dtype"]));
+  entry.dtype = dtype.value_or(DType::u8);
+  const int64_t element_bytes = dtype ? dtype_bytes(*dtype) : foreign_bytes(entry.foreign);
   const json& shape = value["shape"];
   if (!shape.is_array() || shape.size() > static_cast<size_t>(kMaxRank)) {
     return fmt::format("must have a shape of at most {} dims", kMaxRank);
   }
   for (const json& dim : shape) {
     const int64_t size = as_size(dim);
-    if (size < 0) return fmt::format("has a size that is not a whole number: {}", dim.dump().substr(0, 40));
+    if (size < 0) return fmt::format("has a size that is not a whole number: {}", printable_json(dim));
     entry.shape.append(size);
   }
   const json& offsets = value["data_offsets"];
@@ -105,10 +88,9 @@ std::string read_entry(const json& value, SafetensorsEntry& entry, bool with_hal
   if (entry.begin < 0 || entry.end < entry.begin) return "must have data_offsets [begin, end]";
   const auto volume = checked_volume(entry.shape);
   if (!volume) return fmt::format("has a shape that is too large: {}", entry.shape.to_string());
-  if (*volume * dtype_bytes(entry.dtype) != entry.end - entry.begin) {
+  if (*volume * element_bytes != entry.end - entry.begin) {
     return fmt::format("has {} bytes, but shape {} of {} needs {}", entry.end - entry.begin,
-                       entry.shape.to_string(), entry.half ? "f16" : dtype_name(entry.dtype),
-                       *volume * dtype_bytes(entry.dtype));
+                       entry.shape.to_string(), dtype_of(entry), *volume * element_bytes);
   }
   return "";
 }
@@ -120,6 +102,10 @@ void check_metadata(const json& metadata, const std::string& file) {
 }
 
 }  // namespace
+
+std::string_view dtype_of(const SafetensorsEntry& entry) {
+  return entry.foreign.empty() ? type_name(entry.dtype) : entry.foreign;
+}
 
 std::string encode_safetensors_header(std::span<const SafetensorsEntry> entries, int64_t alignment) {
   nlohmann::ordered_json header;
@@ -157,14 +143,18 @@ int64_t safetensors_header_bytes(std::string_view first, int64_t file_bytes, con
 }
 
 std::vector<SafetensorsEntry> parse_safetensors_header(std::string_view header, int64_t file_bytes,
-                                                       const std::string& file, bool with_half) {
+                                                       const std::string& file, bool with_foreign) {
   const int64_t header_bytes = safetensors_header_bytes(header, file_bytes, file);
   if (static_cast<int64_t>(header.size()) != header_bytes) {
     throw CheckpointError("{}: the header has {} bytes, not {}", file, header_bytes, header.size());
   }
   const std::string_view text = header.substr(8);
   if (text.front() != '{') throw CheckpointError("{}: the header does not start with {{", file);
-  const json document = StrictParser(file).parse(text);
+  // The shortest entries, all dims and offsets of one digit, have a value in four bytes.
+  const JsonLimits limits{.max_bytes = kMaxSafetensorsHeader,
+                          .max_depth = 3,
+                          .max_values = 16 + static_cast<int64_t>(text.size() / 4)};
+  const json document = parse_json<CheckpointError>(text, file + ": the header", limits);
   std::vector<SafetensorsEntry> entries;
   for (const auto& [key, value] : document.items()) {
     if (key == "__metadata__") {
@@ -176,8 +166,8 @@ std::vector<SafetensorsEntry> parse_safetensors_header(std::string_view header, 
     if (entries.size() == kMaxTensors) throw CheckpointError("{}: more than {} tensors", file, kMaxTensors);
     SafetensorsEntry entry;
     entry.key = key;
-    const std::string problem = read_entry(value, entry, with_half);
-    if (!problem.empty()) throw CheckpointError("{}: {} {}", file, json(key).dump(), problem);
+    const std::string problem = read_entry(value, entry, with_foreign);
+    if (!problem.empty()) throw CheckpointError("{}: {} {}", file, printable_json(key), problem);
     entries.push_back(std::move(entry));
   }
   std::stable_sort(entries.begin(), entries.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
@@ -187,7 +177,7 @@ std::vector<SafetensorsEntry> parse_safetensors_header(std::string_view header, 
   for (const SafetensorsEntry& entry : entries) {
     if (entry.begin != end) {
       throw CheckpointError("{}: {} starts at byte {} of the data, where {} was expected", file,
-                            json(entry.key).dump(), entry.begin, end);
+                            printable_json(entry.key), entry.begin, end);
     }
     end = entry.end;
   }

@@ -20,7 +20,9 @@ struct SafetensorsEntry {
   Shape shape;
   int64_t begin = 0;  // bytes after the header
   int64_t end = 0;
-  bool half = false;  // F16, for which DType has no value: `dtype` is then bf16, of the same size
+  // A dtype of the format for which DType has no value, such as "F16" or "BOOL": `dtype` is then u8. Empty:
+  // `dtype` says all.
+  std::string_view foreign{};
 };
 
 // Length and JSON, padded with spaces so that the data starts at a multiple of `alignment`.
@@ -31,8 +33,11 @@ std::string encode_safetensors_header(std::span<const SafetensorsEntry> entries,
 int64_t safetensors_header_bytes(std::string_view first, int64_t file_bytes, const std::string& file);
 
 // The entries in the order of their bytes, from untrusted text: `header` is length and JSON. Throws
-// CheckpointError naming `file` and the key. F16 is a dtype like another where `with_half`, else refused.
+// CheckpointError naming `file` and the key. Dtypes that DType lacks are refused unless `with_foreign`.
 std::vector<SafetensorsEntry> parse_safetensors_header(std::string_view header, int64_t file_bytes,
-                                                       const std::string& file, bool with_half = false);
+                                                       const std::string& file, bool with_foreign = false);
+
+// "F16", "BF16": the name of an entry's dtype in the format.
+std::string_view dtype_of(const SafetensorsEntry& entry);
 
 }  // namespace transxssm

@@ -59,6 +59,12 @@ OperationCost cost(const ResidualForward& args) {
 OperationCost cost(const ResidualBackward& args) {
   return {bytes({args.dy, args.x, args.dx, args.d_branch})};
 }
+OperationCost cost(const BiasForward& args) {
+  return {twice({args.y})};
+}
+OperationCost cost(const BiasBackward& args) {
+  return {bytes({args.dy})};
+}
 OperationCost cost(const Rotary& args) {
   return {twice({args.x}) + bytes({args.position, args.scale})};
 }

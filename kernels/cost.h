@@ -18,6 +18,8 @@ OperationCost cost(const RmsNormForward& args);
 OperationCost cost(const RmsNormBackward& args);
 OperationCost cost(const ResidualForward& args);
 OperationCost cost(const ResidualBackward& args);
+OperationCost cost(const BiasForward& args);
+OperationCost cost(const BiasBackward& args);
 OperationCost cost(const Rotary& args);
 OperationCost cost(const SsdForward& args);
 OperationCost cost(const SsdBackward& args);

@@ -71,6 +71,12 @@ void run(Stream& stream, const ResidualForward& args) {
 void run(Stream& stream, const ResidualBackward& args) {
   run_on_device(stream, args, "ResidualBackward");
 }
+void run(Stream& stream, const BiasForward& args) {
+  run_on_device(stream, args, "BiasForward");
+}
+void run(Stream& stream, const BiasBackward& args) {
+  run_on_device(stream, args, "BiasBackward");
+}
 void run(Stream& stream, const Rotary& args) {
   run_on_device(stream, args, "Rotary");
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/bias.h"
 #include "kernels/conv1d.h"
 #include "kernels/copy.h"
 #include "kernels/cross_entropy.h"
@@ -28,6 +29,8 @@ class Operations {
   virtual void run(Stream& stream, const RmsNormBackward& args) = 0;
   virtual void run(Stream& stream, const ResidualForward& args) = 0;
   virtual void run(Stream& stream, const ResidualBackward& args) = 0;
+  virtual void run(Stream& stream, const BiasForward& args) = 0;
+  virtual void run(Stream& stream, const BiasBackward& args) = 0;
   virtual void run(Stream& stream, const Rotary& args) = 0;
   virtual void run(Stream& stream, const SsdForward& args) = 0;
   virtual void run(Stream& stream, const SsdBackward& args) = 0;

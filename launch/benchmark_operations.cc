@@ -163,7 +163,7 @@ void OperationTimer::feed_forward() {
 }
 
 void OperationTimer::scan() {
-  const int64_t h = m_.ssd_heads(), p = m_.head_dim(), n = m_.d_state, g = m_.groups();
+  const int64_t h = m_.ssd_heads(), p = m_.head_width(), n = m_.d_state, g = m_.groups();
   const auto input = [&] {
     SsdInput in{.x = act({b_, t_, h, p}),
                 .b = act({b_, t_, g, n}),
@@ -196,7 +196,7 @@ void OperationTimer::scan() {
 }
 
 void OperationTimer::attention() {
-  const int64_t h = m_.num_heads, kv = m_.kv_heads(), p = m_.head_dim();
+  const int64_t h = m_.num_heads, kv = m_.kv_heads(), p = m_.head_width();
   const Shape q = {b_, t_, h, p}, k = {b_, t_, kv, p};
   const double scale = 1 / std::sqrt(static_cast<double>(p));
   time("rope", [&] {
@@ -228,7 +228,7 @@ void OperationTimer::attention() {
 }
 
 void OperationTimer::mamba() {
-  const int64_t inner = m_.ssd_heads() * m_.head_dim(), channels = inner + 2 * m_.groups() * m_.d_state;
+  const int64_t inner = m_.ssd_heads() * m_.head_width(), channels = inner + 2 * m_.groups() * m_.d_state;
   const Shape row = {b_, t_, channels}, x = {bt_, inner};
   if (m_.ssd_position == SsdPosition::conv1d) {
     time("conv1d forward", [&] {
@@ -315,7 +315,7 @@ void OperationTimer::optimizer() {
 }
 
 std::vector<Timing> OperationTimer::run_all() {
-  const int64_t p = m_.head_dim(), inner = m_.ssd_heads() * p;
+  const int64_t p = m_.head_width(), inner = m_.ssd_heads() * p;
   const bool has_attention = m_.num_attention_layers() > 0,
              has_ssd = m_.num_attention_layers() < m_.num_layers;
   if (has_ssd) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <type_traits>
@@ -11,6 +10,7 @@
 #include "checkpoint/tensor_file.h"
 #include "launch/host_copy.h"
 #include "launch/plan.h"
+#include "runtime/json.h"
 
 namespace transxssm {
 namespace {
@@ -81,7 +81,8 @@ class GoldenReader {
 
 std::optional<GoldenFolder::RoundingError> read_bf16_error(FileSystem& files, const std::string& path) {
   if (!files.exists(path)) return std::nullopt;
-  const auto json = nlohmann::json::parse(read_file(files, path, kMaxErrorFileBytes), nullptr, false);
+  const JsonLimits limits{.max_bytes = kMaxErrorFileBytes};
+  const auto json = parse_json<CheckpointError>(read_file(files, path, kMaxErrorFileBytes), path, limits);
   const auto number = [&](const char* field) {
     if (!json.is_object() || !json.contains(field) || !json[field].is_number() ||
         !(json[field].get<double>() > 0))

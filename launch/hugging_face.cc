@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr int64_t kMaxTokenizerBytes = int64_t{256} << 20;
 constexpr const char* kTokenizerFile = "tokenizer.json";
+constexpr const char* kHead = "lm_head.weight";
 
 std::string read_text(FileSystem& files, const std::string& path, int64_t max_bytes) {
   try {
@@ -30,9 +31,40 @@ std::string read_text(FileSystem& files, const std::string& path, int64_t max_by
   }
 }
 
-// What older versions of transformers wrote beside a Llama's weights: frequencies, which are computed.
+// What older versions of transformers wrote beside the weights: frequencies, their tables and positions,
+// which are computed.
 bool is_computed(const std::string& name) {
-  return name.ends_with(".rotary_emb.inv_freq");
+  constexpr std::string_view kTables[] = {"rotary_emb.inv_freq", "rotary_emb.cos_cached",
+                                          "rotary_emb.sin_cached", "position_ids"};
+  return std::any_of(std::begin(kTables), std::end(kTables), [&](std::string_view table) {
+    return name.ends_with(table) &&
+           (name.size() == table.size() || name[name.size() - table.size() - 1] == '.');
+  });
+}
+
+// The tensors of the file that the model is read from: its own names, or those of a network saved without its
+// head, which lack the prefix.
+std::vector<HfTensor> tensors_in(const WeightFolder& weights, const ModelConfig& config) {
+  std::vector<HfTensor> tensors = hugging_face_tensors(config);
+  const std::string prefix = hugging_face_prefix(hugging_face_format(config));
+  const auto prefixed = [&](const std::string& name) { return name.starts_with(prefix); };
+  const auto unprefixed = [&](const std::string& name) { return name.substr(prefix.size()); };
+  const bool whole = std::any_of(tensors.begin(), tensors.end(), [&](const HfTensor& tensor) {
+    return prefixed(tensor.name) && weights.has(tensor.name);
+  });
+  if (whole || !weights.has(unprefixed(tensors.front().name))) return tensors;
+  for (HfTensor& tensor : tensors)
+    if (prefixed(tensor.name)) tensor.name = unprefixed(tensor.name);
+  return tensors;
+}
+
+// A tied head that is in the file all the same must be the embedding.
+void check_tied_head(const WeightFolder& weights, const HfTensor& embedding) {
+  if (weights.read(kHead) == weights.read(embedding.name)) return;
+  throw CheckpointError(
+      "{}: tensor {} differs from {}, though config.json says tie_word_embeddings: true; set it to false to "
+      "read the head of the file, or take {} out of the file to use the embedding",
+      weights.file_of(kHead), kHead, embedding.name, kHead);
 }
 
 // Tokens that begin and end a document and fill a row, of the kinds of tokenizer that are common.
@@ -122,11 +154,19 @@ ImportedModel read_hugging_face(FileSystem& files, const std::string& folder) {
     const std::string text = error.what();
     throw CheckpointError("{}", text.starts_with("config.json") ? folder + "/" + text : text);
   }
-  const WeightFolder weights(files, folder);
-  const std::vector<HfTensor> tensors = hugging_face_tensors(model.config);
+  const WeightFolder weights(files, folder, is_computed);
+  const std::vector<HfTensor> tensors = tensors_in(weights, model.config);
   std::vector<NamedShape> expected;
   for (const HfTensor& tensor : tensors) expected.push_back({tensor.name, tensor.shape});
-  weights.check(expected, is_computed);
+  const bool has_head = weights.has(kHead), tied = model.config.tie_embeddings;
+  if (!tied && !has_head)
+    throw CheckpointError(
+        "{}: tensor {} is missing; where the head is the embedding, config.json must say "
+        "tie_word_embeddings: true",
+        folder, kHead);
+  if (tied && has_head) expected.push_back({kHead, tensors.front().shape});
+  weights.check(expected);
+  if (tied && has_head) check_tied_head(weights, tensors.front());
   for (const HfTensor& tensor : tensors) {
     std::vector<float> values = weights.read(tensor.name);
     if (tensor.parts.size() == 1) {

@@ -8,7 +8,7 @@ namespace {
 
 // FLOPs of one layer for a token; the two sub-layers together.
 double layer_flops(const ModelConfig& c, int64_t layer, int64_t tokens) {
-  const double d = static_cast<double>(c.d_model), p = static_cast<double>(c.head_dim());
+  const double d = static_cast<double>(c.d_model), p = static_cast<double>(c.head_width());
   const double mlp = 6 * 3 * d * static_cast<double>(c.d_ff);
   if (c.is_attention(layer)) {
     const double h = static_cast<double>(c.num_heads), kv = static_cast<double>(c.kv_heads());

@@ -4,6 +4,7 @@
 
 #include "kernels/copy.h"
 #include "kernels/rope.h"
+#include "runtime/error.h"
 
 namespace transxssm {
 
@@ -15,9 +16,12 @@ AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, co
       deterministic_(precision.deterministic),
       heads_(shard.heads.count),
       kv_heads_(shard.kv_heads.count),
-      p_(config.head_dim()),
-      scale_(1.0 / std::sqrt(static_cast<double>(config.head_dim()))),
+      p_(config.head_width()),
+      scale_(1.0 / std::sqrt(static_cast<double>(config.head_width()))),
       rope_(config.attention_rope) {
+  if (dtype_ == DType::bf16 && p_ % 8 != 0)
+    throw UsageError(
+        "precision.compute: bf16 takes heads whose width is a multiple of 8, not {}; set it to f32", p_);
   const std::string prefix = "model.layers." + std::to_string(layer) + ".attn.";
   const int64_t d = config.d_model;
   auto column_parallel = [&](const char* name, int64_t heads, const UnitShare& share) {
@@ -35,8 +39,28 @@ AttentionMixer::AttentionMixer(const ModelConfig& config, const Shard& shard, co
   const int out = store.declare({.name = prefix + "o_proj.weight",
                                  .global_shape = out_shape,
                                  .box = unit_box(out_shape, 1, p_, shard.heads)});
-  projection_ = store.declare_linear({.first = q, .count = 3});
-  output_ = store.declare_linear({.first = out});
+  LinearSpec projection{.first = q, .count = 3}, output{.first = out, .add_bias = shard.tp_rank == 0};
+  if (config.attention_bias) {
+    auto of_heads = [&](const char* name, int64_t heads, const UnitShare& share) {
+      const Shape shape = {heads * p_};
+      return ParameterSpec{.name = prefix + name + ".bias",
+                           .global_shape = shape,
+                           .box = unit_box(shape, 0, p_, share),
+                           .init = Init::zeros,
+                           .gradient_sum_share = share.num_copies,
+                           .owner = share.copy == 0};
+    };
+    projection.bias = store.declare(of_heads("q_proj", config.num_heads, shard.heads));
+    store.declare(of_heads("k_proj", config.kv_heads(), shard.kv_heads), true);
+    store.declare(of_heads("v_proj", config.kv_heads(), shard.kv_heads), true);
+    output.bias = store.declare({.name = prefix + "o_proj.bias",
+                                 .global_shape = {d},
+                                 .box = whole_box({d}),
+                                 .init = Init::zeros,
+                                 .owner = shard.tp_rank == 0});
+  }
+  projection_ = store.declare_linear(projection);
+  output_ = store.declare_linear(output);
 }
 
 AttentionMixer::Saved AttentionMixer::carve(Carver& saved, int64_t rows, int64_t tokens) const {

@@ -19,8 +19,8 @@ namespace {
 constexpr std::array<std::string_view, 3> words_of(SsdPosition) {
   return {"rope", "conv1d", "none"};
 }
-constexpr std::array<std::string_view, 4> words_of(RopeScaling) {
-  return {"none", "linear", "dynamic", "yarn"};
+constexpr std::array<std::string_view, 5> words_of(RopeScaling) {
+  return {"none", "linear", "dynamic", "yarn", "llama3"};
 }
 
 template <class Enum>
@@ -70,6 +70,11 @@ void for_each_field(Config& config, Message& message, Visit&& visit) {
   FIELD(rope_scaling_factor);
   FIELD(rope_original_length);
   FIELD(log_n_scale);
+  FIELD(head_dim);
+  FIELD(attention_bias);
+  FIELD(mlp_bias);
+  FIELD(rope_low_freq_factor);
+  FIELD(rope_high_freq_factor);
 #undef FIELD
 }
 
@@ -141,6 +146,32 @@ class Problems {
     list.push_back(fmt::format("{}: {} does not divide {} {}; the nearest legal values are {}", name, value,
                                of_name, of,
                                nearest_values(value, of, [of](int64_t v) { return of % v == 0; })));
+  }
+  // Whether heads have a legal width; a problem where not. The scan takes multiples of 8, a rotation pairs.
+  bool head_width(const ModelConfig& c, bool state_space, bool divisible) {
+    constexpr int64_t kWidest = 1 << 12, kAllHeads = 1 << 22;
+    const int64_t unit = state_space ? 8 : 2, least = state_space ? 8 : 4;
+    if (c.head_dim != 0) {
+      if (!range("head_dim", c.head_dim, least, kWidest)) return false;
+      if (c.head_dim % unit != 0)
+        list.push_back(fmt::format("head_dim: {} is not a multiple of {}; the nearest legal value is {}",
+                                   c.head_dim, unit, c.head_dim / unit * unit));
+      if (c.num_heads > kAllHeads / c.head_dim)
+        list.push_back(
+            fmt::format("head_dim: {} x num_heads {} is more than {}; the nearest legal value is {}",
+                        c.head_dim, c.num_heads, kAllHeads, kAllHeads / c.num_heads / unit * unit));
+      return c.head_dim % unit == 0 && c.num_heads <= kAllHeads / c.head_dim;
+    }
+    if (!divisible) return false;
+    const auto legal = [&](int64_t h) {
+      return c.d_model % h == 0 && c.d_model / h % unit == 0 && c.d_model / h >= least;
+    };
+    if (legal(c.num_heads)) return true;
+    list.push_back(
+        fmt::format("num_heads: {} does not cut d_model {} into heads of a multiple of {}; the nearest legal "
+                    "values are {}",
+                    c.num_heads, c.d_model, unit, nearest_values(c.num_heads, c.d_model / least, legal)));
+    return false;
   }
   void layer_pattern(const ModelConfig& c) {
     const size_t wrong = c.layer_pattern.find_first_not_of("AS");
@@ -231,17 +262,9 @@ std::vector<std::string> problems(const ModelConfig& c) {
   const bool expand = p.range("ssd_expand", c.ssd_expand, 1, 16);
   p.range("conv_kernel", c.conv_kernel, 1, 8);
   if (width) p.multiple_of_8("d_model", c.d_model);
-  if (width && heads && c.d_model % 8 == 0) {
-    const auto legal = [&](int64_t h) { return c.d_model % h == 0 && c.d_model / h % 8 == 0; };
-    heads = legal(c.num_heads);
-    if (!heads)
-      p.list.push_back(fmt::format(
-          "num_heads: {} does not cut d_model {} into heads of a multiple of 8; the nearest legal "
-          "values are {}",
-          c.num_heads, c.d_model, nearest_values(c.num_heads, c.d_model / 8, legal)));
-  }
-  if (heads && kv) p.divides("num_kv_heads", c.kv_heads(), "num_heads", c.num_heads);
   const bool state_space = pattern && c.num_attention_layers() < c.num_layers;
+  heads = p.head_width(c, state_space || !pattern, width && heads && c.d_model % 8 == 0) && heads;
+  if (heads && kv) p.divides("num_kv_heads", c.kv_heads(), "num_heads", c.num_heads);
   if (state_space) {
     if (state) p.multiple_of_8("d_state", c.d_state);
     if (chunk) p.multiple_of_8("chunk", c.chunk);
@@ -260,6 +283,11 @@ std::vector<std::string> problems(const ModelConfig& c) {
         fmt::format("rope_scaling_factor: {} is out of range; it must be at least 1 and at most 1000000",
                     c.rope_scaling_factor));
   p.range("rope_original_length", c.rope_original_length, 2, kLongest);
+  p.between("rope_low_freq_factor", c.rope_low_freq_factor, 0, 1e6);
+  p.between("rope_high_freq_factor", c.rope_high_freq_factor, 0, 1e6);
+  if (c.rope_scaling == RopeScaling::llama3 && !(c.rope_low_freq_factor < c.rope_high_freq_factor))
+    p.list.push_back(fmt::format("rope_high_freq_factor: {} must be above rope_low_freq_factor {}",
+                                 c.rope_high_freq_factor, c.rope_low_freq_factor));
   if (longest && c.log_n_scale && c.rope_scaling == RopeScaling::none && c.max_position_embeddings < 2)
     p.list.push_back(
         "max_position_embeddings: 1 is out of range with log_n_scale; the nearest legal value is 2");

@@ -12,7 +12,7 @@ namespace transxssm {
 // X, B and C, or by its decay alone.
 enum class SsdPosition { rope, conv1d, none };
 // How rotary frequencies are stretched beyond `rope_original_length` positions.
-enum class RopeScaling { none, linear, dynamic, yarn };
+enum class RopeScaling { none, linear, dynamic, yarn, llama3 };
 
 // Defaults here are the only ones; message ModelConfig of model.proto has the same fields, all optional.
 struct ModelConfig {
@@ -47,8 +47,17 @@ struct ModelConfig {
   double initializer_range = 0.02;
   int64_t max_position_embeddings =
       2048;  // longest row the model is meant for; positions beyond it only warn
+  // P of attention and state-space heads: projections are num_heads * P wide. 0: d_model / num_heads. Read it
+  // through head_width()
+  int64_t head_dim = 0;
+  bool attention_bias = false;  // of the projections q, k, v and o
+  bool mlp_bias = false;        // of the projections gate, up and down
+  // llama3: pairs that turn less than the one within the original length are interpolated, those that turn
+  // more than the other are left alone.
+  double rope_low_freq_factor = 1;
+  double rope_high_freq_factor = 4;
 
-  int64_t head_dim() const { return num_heads > 0 ? d_model / num_heads : 0; }  // P
+  int64_t head_width() const { return head_dim > 0 ? head_dim : num_heads > 0 ? d_model / num_heads : 0; }
   int64_t kv_heads() const { return num_kv_heads > 0 ? num_kv_heads : num_heads; }
   int64_t groups() const { return num_groups > 0 ? num_groups : num_heads; }
   int64_t ssd_heads() const { return ssd_expand * num_heads; }

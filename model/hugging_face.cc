@@ -69,6 +69,11 @@ class Table {
     tensors_.push_back({std::move(name), shape, {{std::move(ours), shape}}});
   }
 
+  void linear(const std::string& name, const std::string& ours, int64_t rows, int64_t columns, bool bias) {
+    add(name + ".weight", ours + ".weight", {rows, columns});
+    if (bias) add(name + ".bias", ours + ".bias", {rows});
+  }
+
   void layer(int64_t i) {
     const ModelConfig& c = config_;
     const std::string prefix = names_.layer + std::to_string(i) + ".";
@@ -82,26 +87,31 @@ class Table {
       add(prefix + "post_sequence_residual.weight", ours + "post_sequence_residual.weight", {c.d_model});
     if (c.d_ff == 0) return;
     add(prefix + names_.norm2, ours + "pre_state_layernorm.weight", {c.d_model});
-    for (const char* name : {"gate_proj.weight", "up_proj.weight"})
-      add(prefix + names_.feed_forward + name, ours + "feed_forward." + name, {c.d_ff, c.d_model});
-    add(prefix + names_.feed_forward + "down_proj.weight", ours + "feed_forward.down_proj.weight",
-        {c.d_model, c.d_ff});
+    const auto product = [&](const std::string& name, int64_t rows, int64_t columns) {
+      linear(prefix + names_.feed_forward + name, ours + "feed_forward." + name, rows, columns, c.mlp_bias);
+    };
+    product("gate_proj", c.d_ff, c.d_model);
+    product("up_proj", c.d_ff, c.d_model);
+    product("down_proj", c.d_model, c.d_ff);
     if (c.learned_residual)
       add(prefix + "post_state_residual.weight", ours + "post_state_residual.weight", {c.d_model});
   }
 
   void attention(const std::string& prefix, const std::string& ours) {
     const ModelConfig& c = config_;
-    const int64_t queries = c.num_heads * c.head_dim(), keys = c.kv_heads() * c.head_dim();
-    add(prefix + "q_proj.weight", ours + "q_proj.weight", {queries, c.d_model});
-    add(prefix + "k_proj.weight", ours + "k_proj.weight", {keys, c.d_model});
-    add(prefix + "v_proj.weight", ours + "v_proj.weight", {keys, c.d_model});
-    add(prefix + "o_proj.weight", ours + "o_proj.weight", {c.d_model, queries});
+    const int64_t queries = c.num_heads * c.head_width(), keys = c.kv_heads() * c.head_width();
+    const auto product = [&](const std::string& name, int64_t rows, int64_t columns) {
+      linear(prefix + name, ours + name, rows, columns, c.attention_bias);
+    };
+    product("q_proj", queries, c.d_model);
+    product("k_proj", keys, c.d_model);
+    product("v_proj", keys, c.d_model);
+    product("o_proj", c.d_model, queries);
   }
 
   void state_space(const std::string& prefix, const std::string& ours) {
     const ModelConfig& c = config_;
-    const int64_t heads = c.ssd_heads(), inner = heads * c.head_dim(), state = c.groups() * c.d_state;
+    const int64_t heads = c.ssd_heads(), inner = heads * c.head_width(), state = c.groups() * c.d_state;
     std::vector<HfPart> projections;
     if (c.ssd_gate) projections.push_back({ours + "z_proj.weight", {inner, c.d_model}});
     projections.push_back({ours + "x_proj.weight", {inner, c.d_model}});
@@ -143,13 +153,17 @@ bool llama_has_scaling(const ModelConfig& c) {
 
 }  // namespace
 
+const char* hugging_face_prefix(HfFormat format) {
+  return format == HfFormat::mamba2 ? "backbone." : "model.";
+}
+
 HfFormat hugging_face_format(const ModelConfig& c) {
   const int64_t attention_layers = c.num_attention_layers();
   const bool plain = !c.learned_residual && !c.log_n_scale;
   if (plain && attention_layers == c.num_layers && c.attention_rope && c.d_ff > 0 && llama_has_scaling(c))
     return HfFormat::llama;
   if (plain && attention_layers == 0 && c.d_ff == 0 && c.ssd_position == SsdPosition::conv1d && c.ssd_gate &&
-      c.d_skip)
+      c.d_skip && c.num_heads * c.head_width() == c.d_model)
     return HfFormat::mamba2;
   return HfFormat::transxssm;
 }

@@ -20,6 +20,10 @@ enum class HfFormat { transxssm, llama, mamba2 };
 HfFormat hugging_face_format(const ModelConfig& config);
 const char* hugging_face_model_type(HfFormat format);  // "transxssm", "llama", "mamba2"
 
+// What names of tensors begin with, the head's left out: "model.", "backbone.". The library saves a network
+// without its head under names without it.
+const char* hugging_face_prefix(HfFormat format);
+
 // Special tokens of config.json and generation_config.json; null in the file where there is none.
 struct HfTokens {
   std::optional<int32_t> bos, eos, pad;
@@ -30,7 +34,8 @@ struct HfTokens {
 ModelConfig model_config_from_hugging_face(std::string_view config_json);
 
 // config.json of an export whose weights have `dtype` (f32 or bf16). Reading it gives a configuration of the
-// same network back. num_kv_heads and num_groups equal to num_heads come back as 0, the form of presets.
+// same network back. num_kv_heads and num_groups equal to num_heads, and a head_dim of d_model / num_heads,
+// come back as 0, the form of presets.
 std::string model_config_to_hugging_face(const ModelConfig& config, const HfTokens& tokens,
                                          DType dtype = DType::f32);
 

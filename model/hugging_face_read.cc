@@ -1,24 +1,19 @@
 // config.json, from transformers or from our own export, into a ModelConfig. It is untrusted: every field is
 // checked, and what this program does not compute is refused rather than left out.
 #include <cmath>
-#include <nlohmann/json.hpp>
-#include <set>
 #include <span>
 #include <utility>
 
 #include "model/hugging_face.h"
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace transxssm {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kMaxBytes = 1 << 20;
-
-std::string shown(const Json& value) {
-  return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60);
-}
+constexpr int64_t kMaxBytes = 1 << 20;
 
 // Python writes numbers that JSON does not have; a string in their place is found out where it matters.
 std::string with_infinity_quoted(std::string_view text) {
@@ -62,17 +57,16 @@ class Fields {
     return object_.at(name);
   }
   int64_t integer(const std::string& name) const {
-    const Json& value = at(name);
-    if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX))
-      refuse(name, "{} is not a whole number", shown(value));
-    return value.get<int64_t>();
+    const std::optional<int64_t> value = json_integer(at(name));
+    if (!value) refuse(name, "{} is not a whole number", printable_json(at(name)));
+    return *value;
   }
   int64_t integer(const std::string& name, int64_t standard) const {
     return has(name) ? integer(name) : standard;
   }
   double number(const std::string& name) const {
     const Json& value = at(name);
-    if (!value.is_number()) refuse(name, "{} is not a number", shown(value));
+    if (!value.is_number()) refuse(name, "{} is not a number", printable_json(value));
     return value.get<double>();
   }
   double number(const std::string& name, double standard) const {
@@ -80,12 +74,12 @@ class Fields {
   }
   bool flag(const std::string& name, bool standard) const {
     if (!has(name)) return standard;
-    if (!at(name).is_boolean()) refuse(name, "{} is neither true nor false", shown(at(name)));
+    if (!at(name).is_boolean()) refuse(name, "{} is neither true nor false", printable_json(at(name)));
     return at(name).get<bool>();
   }
   std::string word(const std::string& name, const std::string& standard) const {
     if (!has(name)) return standard;
-    if (!at(name).is_string()) refuse(name, "{} is not a string", shown(at(name)));
+    if (!at(name).is_string()) refuse(name, "{} is not a string", printable_json(at(name)));
     return at(name).get<std::string>();
   }
   // Index of the word in `legal`.
@@ -94,13 +88,19 @@ class Fields {
     const std::string value = word(name, standard);
     for (size_t i = 0; i < legal.size(); ++i)
       if (legal[i] == value) return i;
-    refuse(name, "{} is not known; legal values are {}", shown(value), fmt::join(legal, ", "));
+    refuse(name, "{} is not known; legal values are {}", printable_json(at(name)), fmt::join(legal, ", "));
+  }
+  void only_one_level() const {
+    for (const auto& [name, value] : object_.items())
+      if (value.is_object())
+        refuse(printable(name), "{} is an object, which is not what this program computes",
+               printable_json(value));
   }
   // A field that this program computes with one value only; absent means that value.
   void only(const std::string& name, const Json& legal) const {
     if (has(name) && at(name) != legal)
-      refuse(name, "{} is not what this program computes; the legal value is {}", shown(at(name)),
-             shown(legal));
+      refuse(name, "{} is not what this program computes; the legal value is {}", printable_json(at(name)),
+             printable_json(legal));
   }
 
  private:
@@ -108,7 +108,7 @@ class Fields {
   std::string prefix_;
 };
 
-constexpr std::string_view kScalingWords[] = {"default", "linear", "dynamic", "yarn"};
+constexpr std::string_view kScalingWords[] = {"default", "linear", "dynamic", "yarn", "llama3"};
 
 // Frequencies: rope_theta and rope_scaling, or both in rope_parameters as transformers 5 writes them.
 class RopeReader {
@@ -126,7 +126,7 @@ class RopeReader {
       top_.refuse("rope_scaling", "contradicts rope_parameters; give one of the two");
     const std::string name = top_.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
     if (!top_.has(name)) return;
-    if (!top_.at(name).is_object()) top_.refuse(name, "{} is not an object", shown(top_.at(name)));
+    if (!top_.at(name).is_object()) top_.refuse(name, "{} is not an object", printable_json(top_.at(name)));
     scaling(Fields(top_.at(name), name + "."), dynamic_from_longest);
   }
 
@@ -138,11 +138,21 @@ class RopeReader {
         f.refuse("rope_theta", "{} contradicts rope_theta {}", config_.rope_base, top_.number("rope_theta"));
     }
     f.only("partial_rotary_factor", 1.0);
+    f.only_one_level();  // frequencies for each type of layer are objects of their own
+    // Older files have another name of rope_type; some have both.
     const std::string type = f.has("rope_type") || !f.has("type") ? "rope_type" : "type";
     const size_t kind = f.choice(type, "default", kScalingWords);
+    if (f.has("type") && f.at("type") != f.at(type))
+      f.refuse("type", "{} contradicts rope_type {}", printable_json(f.at("type")),
+               printable_json(f.at(type)));
     if (kind == 0) return;
     config_.rope_scaling = static_cast<RopeScaling>(kind);
     config_.rope_scaling_factor = f.number("factor");
+    if (config_.rope_scaling == RopeScaling::llama3) {
+      config_.rope_low_freq_factor = f.number("low_freq_factor");
+      config_.rope_high_freq_factor = f.number("high_freq_factor");
+      f.at("original_max_position_embeddings");  // has no other value to fall back to
+    }
     config_.rope_original_length =
         f.integer("original_max_position_embeddings", config_.max_position_embeddings);
     if (config_.rope_scaling == RopeScaling::dynamic && dynamic_from_longest &&
@@ -189,10 +199,12 @@ void read_attention(const Fields& f, ModelConfig& c, bool dynamic_from_longest) 
   c.num_kv_heads = f.integer("num_key_value_heads", c.num_heads);
   if (c.num_kv_heads < 1)
     f.refuse("num_key_value_heads", "{} is out of range; it must divide num_attention_heads", c.num_kv_heads);
+  c.head_dim = f.integer("head_dim", c.head_dim);
+  if (f.has("head_dim") && c.head_dim < 1) f.refuse("head_dim", "{} is out of range", c.head_dim);
   c.norm_eps = f.number("rms_norm_eps", c.norm_eps);
   RopeReader(f, c).read(dynamic_from_longest);
-  f.only("attention_bias", false);
-  f.only("mlp_bias", false);
+  c.attention_bias = f.flag("attention_bias", c.attention_bias);
+  c.mlp_bias = f.flag("mlp_bias", c.mlp_bias);
 }
 
 ModelConfig read_llama(const Fields& f) {
@@ -236,7 +248,7 @@ ModelConfig read_mamba2(const Fields& f) {
   f.only("rms_norm", true);
   if (f.has("time_step_limit") && !is_no_limit(f.at("time_step_limit")))
     f.refuse("time_step_limit", "{} is not what this program computes; the legal value is [0.0, Infinity]",
-             shown(f.at("time_step_limit")));
+             printable_json(f.at("time_step_limit")));
   constexpr int64_t kMax = 1 << 20;  // keeps the products below inside 64 bits; problems() knows the rest
   for (const auto& [name, value] : {std::pair<const char*, int64_t>{"num_heads", heads},
                                     {"head_dim", width},
@@ -299,6 +311,8 @@ constexpr FieldName kFieldNames[] = {
     {"conv_kernel", "ssd_conv_kernel", "conv_kernel"},
     {"rope_scaling_factor", "rope_scaling.factor", ""},
     {"rope_original_length", "rope_scaling.original_max_position_embeddings", ""},
+    {"rope_low_freq_factor", "rope_scaling.low_freq_factor", ""},
+    {"rope_high_freq_factor", "rope_scaling.high_freq_factor", ""},
 };
 
 std::string in_their_words(const std::string& problem, bool mamba2) {
@@ -325,24 +339,13 @@ std::string in_their_words(const std::string& problem, bool mamba2) {
 }
 
 Json parse(std::string_view text) {
-  if (text.size() > kMaxBytes)
-    throw CheckpointError("config.json: {} bytes; at most {} are read", text.size(), kMaxBytes);
-  std::vector<std::set<std::string>> keys;
-  const auto check = [&keys](int, Json::parse_event_t event, Json& value) {
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
-      throw CheckpointError("config.json: {}: is written twice", value.get<std::string>());
-    return true;
-  };
-  try {
-    const std::string quoted = with_infinity_quoted(text);
-    Json json = Json::parse(quoted.begin(), quoted.end(), check);
-    if (!json.is_object()) throw CheckpointError("config.json: is not a JSON object");
-    return json;
-  } catch (const Json::exception& error) {
-    throw CheckpointError("config.json: is not JSON: {}", error.what());
-  }
+  if (std::ssize(text) > kMaxBytes)
+    throw CheckpointError("config.json: has {} bytes; at most {} are read", text.size(), kMaxBytes);
+  // Quoting a number makes the text longer.
+  const JsonLimits limits{.max_bytes = 2 * kMaxBytes, .max_depth = 16, .max_values = 100'000};
+  Json json = parse_json<CheckpointError>(with_infinity_quoted(text), "config.json", limits);
+  if (!json.is_object()) throw CheckpointError("config.json: is not a JSON object");
+  return json;
 }
 
 }  // namespace
@@ -361,10 +364,7 @@ ModelConfig model_config_from_hugging_face(std::string_view config_json) {
   if (const std::vector<std::string> found = problems(config); !found.empty())
     throw CheckpointError("config.json: {}",
                           in_their_words(fmt::format("{}", fmt::join(found, "; ")), mamba2));
-  if (fields.has("head_dim") && !mamba2 && fields.integer("head_dim") != config.head_dim())
-    fields.refuse("head_dim",
-                  "{} contradicts hidden_size {} and num_attention_heads {}; the legal value is {}",
-                  fields.integer("head_dim"), config.d_model, config.num_heads, config.head_dim());
+  if (config.head_dim * config.num_heads == config.d_model) config.head_dim = 0;
   if (config.num_kv_heads == config.num_heads) config.num_kv_heads = 0;
   if (config.num_groups == config.num_heads) config.num_groups = 0;
   return config;

@@ -20,6 +20,8 @@ const char* scaling_word(RopeScaling scaling) {
       return "dynamic";
     case RopeScaling::yarn:
       return "yarn";
+    case RopeScaling::llama3:
+      return "llama3";
     case RopeScaling::none:
       break;
   }
@@ -45,6 +47,10 @@ void add_rope(Json& json, const ModelConfig& c) {
     json["rope_scaling"] = {{"rope_type", scaling_word(c.rope_scaling)},
                             {"factor", c.rope_scaling_factor},
                             {"original_max_position_embeddings", c.rope_original_length}};
+  if (c.rope_scaling == RopeScaling::llama3) {
+    json["rope_scaling"]["low_freq_factor"] = c.rope_low_freq_factor;
+    json["rope_scaling"]["high_freq_factor"] = c.rope_high_freq_factor;
+  }
   json["max_position_embeddings"] = c.max_position_embeddings;
 }
 
@@ -52,20 +58,16 @@ void add_attention(Json& json, const ModelConfig& c) {
   json["intermediate_size"] = c.d_ff;
   json["num_attention_heads"] = c.num_heads;
   json["num_key_value_heads"] = c.kv_heads();
+  json["head_dim"] = c.head_width();
+  json["attention_bias"] = c.attention_bias;
+  json["mlp_bias"] = c.mlp_bias;
   json["rms_norm_eps"] = c.norm_eps;
   add_rope(json, c);
 }
 
-void add_llama(Json& json, const ModelConfig& c) {
-  add_attention(json, c);
-  json["head_dim"] = c.head_dim();
-  json["attention_bias"] = false;
-  json["mlp_bias"] = false;
-}
-
 void add_mamba2(Json& json, const ModelConfig& c) {
   json["num_heads"] = c.ssd_heads();
-  json["head_dim"] = c.head_dim();
+  json["head_dim"] = c.head_width();
   json["state_size"] = c.d_state;
   json["n_groups"] = c.groups();
   json["expand"] = c.ssd_expand;
@@ -113,7 +115,7 @@ std::string model_config_to_hugging_face(const ModelConfig& c, const HfTokens& t
   json["vocab_size"] = c.vocab_size;
   json["hidden_size"] = c.d_model;
   json["num_hidden_layers"] = c.num_layers;
-  if (format == HfFormat::llama) add_llama(json, c);
+  if (format == HfFormat::llama) add_attention(json, c);
   if (format == HfFormat::mamba2) add_mamba2(json, c);
   if (format == HfFormat::transxssm) add_transxssm(json, c);
   json["hidden_act"] = "silu";

@@ -20,8 +20,25 @@ Mlp::Mlp(const ModelConfig& config, const Shard& shard, const Precision& precisi
   const int down = store.declare({.name = prefix + "down_proj.weight",
                                   .global_shape = down_shape,
                                   .box = unit_box(down_shape, 1, 1, shard.ff)});
-  gate_up_ = store.declare_linear({.first = gate, .count = 2});
-  down_ = store.declare_linear({.first = down});
+  LinearSpec gate_up{.first = gate, .count = 2}, down_product{.first = down, .add_bias = shard.tp_rank == 0};
+  if (config.mlp_bias) {
+    auto of_columns = [&](const char* name) {
+      const Shape shape = {config.d_ff};
+      return ParameterSpec{.name = prefix + name + ".bias",
+                           .global_shape = shape,
+                           .box = unit_box(shape, 0, 1, shard.ff),
+                           .init = Init::zeros};
+    };
+    gate_up.bias = store.declare(of_columns("gate_proj"));
+    store.declare(of_columns("up_proj"), true);
+    down_product.bias = store.declare({.name = prefix + "down_proj.bias",
+                                       .global_shape = {d},
+                                       .box = whole_box({d}),
+                                       .init = Init::zeros,
+                                       .owner = shard.tp_rank == 0});
+  }
+  gate_up_ = store.declare_linear(gate_up);
+  down_ = store.declare_linear(down_product);
 }
 
 Mlp::Pending Mlp::carve(Carver& pending, int64_t num_tokens) const {

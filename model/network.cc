@@ -40,7 +40,7 @@ int64_t Network::first_matrix(size_t i) const {
 
 void Network::make_tables(int64_t positions, Stream* stream) {
   const auto carve = [&](Carver& carver) {
-    return LayerTables{.positions = RotaryTable::carve(carver, positions, config_.head_dim()),
+    return LayerTables{.positions = RotaryTable::carve(carver, positions, config_.head_width()),
                        .chunk = RotaryTable::carve(carver, config_.chunk + 1, config_.d_state)};
   };
   Carver count;
@@ -50,9 +50,9 @@ void Network::make_tables(int64_t positions, Stream* stream) {
   Carver host_carver = host_arena.carver();
   const LayerTables host = carve(host_carver);
   if (config_.attention_rope)
-    host.positions.fill(rotary_frequencies(config_, config_.head_dim(), positions), rotary_factor(config_));
+    host.positions.fill(rotary_frequencies(config_, config_.head_width(), positions), rotary_factor(config_));
   else
-    host.positions.fill(std::vector<double>(static_cast<size_t>(config_.head_dim() / 2)), 1);
+    host.positions.fill(std::vector<double>(static_cast<size_t>(config_.head_width() / 2)), 1);
   host.chunk.fill(rotary_frequencies(config_, config_.d_state, positions), 1);
   if (device.is_cpu()) {
     table_arena_ = std::move(host_arena);

@@ -20,6 +20,8 @@ float initial_value(Init init, const Rng& rng, uint64_t index, double range) {
       return static_cast<float>(range * (2 * rng.uniform(index) - 1));
     case Init::ones:
       return 1.0f;
+    case Init::zeros:
+      return 0.0f;
     case Init::a_log:
       return static_cast<float>(std::log(1.0 + 15.0 * rng.uniform(index)));
     case Init::dt_bias: {
@@ -84,7 +86,14 @@ Linear ParameterStore::linear(int index) const {
     const Tensor whole = fused(flat, spec.first, spec.count);
     return whole.empty() ? whole : whole.slice(0, spec.first_row, shape(spec)[0]);
   };
-  return {rows(operand_), rows(gradient_), linear.forward.get(), linear.backward.get()};
+  Linear product{.weight = rows(operand_),
+                 .gradient = rows(gradient_),
+                 .packed_forward = linear.forward.get(),
+                 .packed_backward = linear.backward.get()};
+  if (spec.bias < 0) return product;
+  if (spec.add_bias) product.bias = fused_weight(spec.bias, spec.count);
+  product.bias_gradient = fused_gradient(spec.bias, spec.count);
+  return product;
 }
 
 void ParameterStore::place() {

@@ -21,6 +21,7 @@ enum class Init {
   normal,   // normal(0, ModelConfig::initializer_range)
   uniform,  // in +-ParameterSpec::init_range
   ones,     // norms, residual weights, D skip
+  zeros,    // biases of products
   a_log,    // log of uniform [1, 16]
   dt_bias,  // inverse softplus of log-uniform [1e-3, 1e-1]
 };
@@ -58,6 +59,8 @@ struct LinearSpec {
   int64_t first_row = 0;
   int64_t num_rows = 0;                  // 0: all that follow
   bool forward = true, backward = true;  // which of its products are formed
+  int bias = -1;                         // the first of as many adjacent vectors; negative: none
+  bool add_bias = true;  // of ranks whose parts of a product are summed, one adds the bias they all hold
 };
 
 class ParameterStore {

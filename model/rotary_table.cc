@@ -34,6 +34,18 @@ void scale_yarn(std::vector<double>& frequencies, const ModelConfig& config, int
   }
 }
 
+// Pairs whose wave is shorter than original/high keep their frequency, those longer than original/low are
+// interpolated; between them the two are blended, linearly in the turns within the original length.
+void scale_llama3(std::vector<double>& frequencies, const ModelConfig& config) {
+  const double low = config.rope_low_freq_factor, high = config.rope_high_freq_factor;
+  for (double& frequency : frequencies) {
+    const double turns =
+        static_cast<double>(config.rope_original_length) * frequency / (2 * std::numbers::pi);
+    const double kept = std::clamp((turns - low) / (high - low), 0.0, 1.0);
+    frequency *= (1 - kept) / config.rope_scaling_factor + kept;
+  }
+}
+
 }  // namespace
 
 std::vector<double> rotary_frequencies(const ModelConfig& config, int64_t width, int64_t num_tokens) {
@@ -49,6 +61,7 @@ std::vector<double> rotary_frequencies(const ModelConfig& config, int64_t width,
   if (config.rope_scaling == RopeScaling::linear)
     for (double& frequency : frequencies) frequency /= factor;
   if (config.rope_scaling == RopeScaling::yarn) scale_yarn(frequencies, config, width);
+  if (config.rope_scaling == RopeScaling::llama3) scale_llama3(frequencies, config);
   return frequencies;
 }
 

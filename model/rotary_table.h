@@ -12,7 +12,7 @@ namespace transxssm {
 
 // The width/2 angles of one position, by the rule of config.rope_scaling for that width: linear
 // interpolation; dynamic NTK, whose base grows with `num_tokens`, the length of the row (no other scaling
-// reads it); YaRN (arXiv 2309.00071) with beta_fast 32 and beta_slow 1.
+// reads it); YaRN (arXiv 2309.00071) with beta_fast 32 and beta_slow 1; the scaling of Llama 3.1 (llama3).
 std::vector<double> rotary_frequencies(const ModelConfig& config, int64_t width, int64_t num_tokens);
 
 // What multiplies cos and sin of q, k, C and B: YaRN's attention factor 0.1 ln(factor) + 1, else 1. A state's

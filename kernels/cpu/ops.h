@@ -10,6 +10,8 @@ void run(Stream& stream, const RmsNormForward& args);
 void run(Stream& stream, const RmsNormBackward& args);
 void run(Stream& stream, const ResidualForward& args);
 void run(Stream& stream, const ResidualBackward& args);
+void run(Stream& stream, const BiasForward& args);
+void run(Stream& stream, const BiasBackward& args);
 void run(Stream& stream, const Rotary& args);
 void run(Stream& stream, const SwigluForward& args);
 void run(Stream& stream, const SwigluBackward& args);

@@ -15,6 +15,8 @@ class CudaOperations final : public Operations {
   void run(Stream& stream, const RmsNormBackward& args) override { cuda::run(stream, args); }
   void run(Stream& stream, const ResidualForward& args) override { cuda::run(stream, args); }
   void run(Stream& stream, const ResidualBackward& args) override { cuda::run(stream, args); }
+  void run(Stream& stream, const BiasForward& args) override { cuda::run(stream, args); }
+  void run(Stream& stream, const BiasBackward& args) override { cuda::run(stream, args); }
   void run(Stream& stream, const Rotary& args) override { cuda::run(stream, args); }
   void run(Stream& stream, const SsdForward& args) override { cuda::run(stream, args); }
   void run(Stream& stream, const SsdBackward& args) override { cuda::run(stream, args); }

@@ -7,7 +7,9 @@ class TransXSSMConfig(PretrainedConfig):
 
     Args:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads: as in other models.
-            The heads of both mixers are `hidden_size / num_attention_heads` wide. Key/value heads default to all.
+            Key/value heads default to all.
+        head_dim: width of the heads of both mixers; default: hidden_size / num_attention_heads.
+        attention_bias: q, k, v and o have biases. mlp_bias: gate, up and down have.
         intermediate_size: width of the SwiGLU feed-forward sub-layer; 0 for layers without one.
         attn_layer_period, attn_layer_offset: layer i is attention where `i % period == offset`, else state-space.
         layer_pattern: one letter a layer, `A` (attention) or `S` (state-space), instead of period and offset.
@@ -19,8 +21,8 @@ class TransXSSMConfig(PretrainedConfig):
         ssd_expand: state-space heads are `ssd_expand * num_attention_heads`.
         ssd_gate: the mixer's output passes a RMSNorm per group, gated by silu(z). ssd_skip: x is added, scaled by D.
         ssd_conv_kernel: taps of the convolution. ssd_chunk_size: tokens computed at once; results do not depend on it.
-        rope_scaling: None, or a dict of `rope_type` (`linear`, `dynamic`, `yarn`), `factor` and
-            `original_max_position_embeddings`.
+        rope_scaling: None, or a dict of `rope_type` (`linear`, `dynamic`, `yarn`, `llama3`), `factor` and
+            `original_max_position_embeddings`; llama3 has `low_freq_factor` and `high_freq_factor` besides.
         log_n_scale: q and C are multiplied by `max(1, log(position + 1) / log(original length))`.
         learned_residual: the residual stream is multiplied by a learned weight per channel at each addition.
     """
@@ -39,6 +41,9 @@ class TransXSSMConfig(PretrainedConfig):
         num_hidden_layers=24,
         num_attention_heads=12,
         num_key_value_heads=None,
+        head_dim=None,
+        attention_bias=False,
+        mlp_bias=False,
         rms_norm_eps=1e-6,
         initializer_range=0.02,
         max_position_embeddings=2048,
@@ -68,6 +73,9 @@ class TransXSSMConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim or hidden_size / num_attention_heads
+        self.attention_bias = attention_bias
+        self.mlp_bias = mlp_bias
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.max_position_embeddings = max_position_embeddings
@@ -89,6 +97,7 @@ class TransXSSMConfig(PretrainedConfig):
         self.learned_residual = learned_residual
         self.use_cache = use_cache
         self._check()
+        self.head_dim = int(self.head_dim)
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     def _check(self):
@@ -96,19 +105,20 @@ class TransXSSMConfig(PretrainedConfig):
         legal = {
             "attention_position": ("rope", "none"),
             "ssd_position": ("rope", "conv1d", "none"),
-            "rope_scaling.rope_type": ("none", "linear", "dynamic", "yarn"),
+            "rope_scaling.rope_type": ("none", "linear", "dynamic", "yarn", "llama3"),
         }
         for field, values in legal.items():
             value = self.rope_type if field.startswith("rope") else getattr(self, field)
             if value not in values:
                 raise ValueError(f"{field} is {value!r}; there are {', '.join(values)}")
         for field, total, divisor in (
-            ("num_attention_heads", self.hidden_size, self.num_attention_heads),
             ("num_key_value_heads", self.num_attention_heads, self.num_key_value_heads),
             ("ssd_num_groups", self.ssd_heads, self.ssd_num_groups),
         ):
             if total % divisor:
                 raise ValueError(f"{field} is {divisor}, which does not divide {total}")
+        if self.head_dim % 2:  # where it is not given, it may be a fraction
+            raise ValueError(f"head_dim is {self.head_dim:g}, which is no even number")
         pattern = self.layer_pattern
         if pattern is not None and (len(pattern) != self.num_hidden_layers or set(pattern) - set("AS")):
             raise ValueError(f"layer_pattern must be {self.num_hidden_layers} letters A or S, not {pattern!r}")
@@ -117,10 +127,6 @@ class TransXSSMConfig(PretrainedConfig):
         if self.layer_pattern is not None:
             return self.layer_pattern[layer] == "A"
         return layer % self.attn_layer_period == self.attn_layer_offset
-
-    @property
-    def head_dim(self):
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def ssd_heads(self):

@@ -37,6 +37,10 @@ def rotary_frequencies(config, width, length):
     theta = base ** (-2 * pairs / width)
     if kind == "linear":
         return theta / factor, 1.0
+    if kind == "llama3":  # pairs that turn often within the original length are kept, those that do not, stretched
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((original * theta / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        return theta * kept + theta / factor * (1 - kept), 1.0
     if kind != "yarn":
         return theta, 1.0
 
@@ -116,9 +120,10 @@ class TransXSSMResidual(nn.Module):
 class TransXSSMFeedForward(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -130,11 +135,12 @@ class TransXSSMAttention(nn.Module):
         self.layer_idx, self.head_dim = layer_idx, config.head_dim
         self.rotates = config.attention_position == "rope"
         self.queries_per_key = config.num_attention_heads // config.num_key_value_heads
-        kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        width, bias = config.hidden_size, config.attention_bias
+        q_width, kv_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(width, q_width, bias=bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=bias)
+        self.o_proj = nn.Linear(q_width, width, bias=bias)
 
     def forward(self, x, row, cache):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))

@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "runtime/printable.h"
 #include "tests/support/fault_file_system.h"
 #include "tests/support/temporary_directory.h"
 
@@ -165,8 +167,32 @@ TEST_F(WeightFolderTest, HalfPrecisionFiles) {
             (std::vector<float>{1, 0x1p-133f}));
 }
 
-TEST_F(WeightFolderTest, EveryDifferenceIsListed) {
+TEST_F(WeightFolderTest, DoublesAreRoundedToNearestEven) {
+  std::string bytes;
+  for (const double value : {1.0, 1 + 0x1p-24, 1 + 0x3p-24, -0x1p-149, 1e-300, 0.1}) {
+    const auto bits = std::bit_cast<std::array<char, 8>>(value);
+    bytes.append(bits.data(), bits.size());
+  }
+  const std::string folder = hand_made("F64", "[2,3]", bytes);
+  const WeightFolder weights(files_, folder);
+  weights.check(std::vector<NamedShape>{{"a", {2, 3}}});
+  EXPECT_EQ(weights.read("a"), (std::vector<float>{1, 1, 1 + 0x1p-22f, -0x1p-149f, 0, 0.1f}));
+  const auto large = std::bit_cast<std::array<char, 8>>(1e39);
+  expect_refused(
+      [&] { WeightFolder(files_, hand_made("F64", "[1]", std::string(large.data(), 8))).read("a"); },
+      {"tensor a [1] is inf at element 0"});
+}
+
+TEST_F(WeightFolderTest, ManyDifferencesAreCounted) {
+  std::vector<NamedShape> expected = kTensors;
+  for (int i = 0; i < 1000; ++i) expected.push_back({fmt::format("x{}", i), {1}});
   const WeightFolder weights(files_, write("w"));
+  expect_refused([&] { weights.check(expected); }, {"tensor x11 [1] is missing; and 988 more"});
+}
+
+TEST_F(WeightFolderTest, EveryDifferenceIsListed) {
+  const std::string folder = write("w");
+  const WeightFolder weights(files_, folder);
   std::vector<NamedShape> expected = kTensors;
   expected[0].shape = {4, 3};
   expected[1].name = "f";
@@ -174,7 +200,9 @@ TEST_F(WeightFolderTest, EveryDifferenceIsListed) {
   expect_refused([&] { weights.check(expected); },
                  {"w/model.safetensors: ", "tensor a has shape [3, 4], config.json needs [4, 3]",
                   "tensor f [5] is missing", "tensor g [7] is missing", "tensor \"b\" [5] is not part of"});
-  weights.check(std::vector<NamedShape>{kTensors[0]}, [](const std::string& name) { return name != "a"; });
+  WeightFolder(files_, folder, [](const std::string& name) {
+    return name != "a";
+  }).check(std::vector<NamedShape>{kTensors[0]});
 }
 
 TEST_F(WeightFolderTest, OtherTypesAndNumbersAreRefused) {
@@ -183,8 +211,14 @@ TEST_F(WeightFolderTest, OtherTypesAndNumbersAreRefused) {
       [&] {
         WeightFolder(files_, folder).check(std::vector<NamedShape>{{"a", {1}}});
       },
-      {"tensor a is i64", "f32, bf16 and f16"});
-  expect_refused([&] { WeightFolder(files_, hand_made("F8_E4M3", "[1]", "x")); }, {"\"a\"", "F8_E4M3"});
+      {"tensor a is I64", "F32, BF16, F16 and F64"});
+  for (const char* type : {"F8_E4M3", "BOOL"})
+    expect_refused(
+        [&] {
+          WeightFolder(files_, hand_made(type, "[1]", "x")).check(std::vector<NamedShape>{{"a", {1}}});
+        },
+        {"tensor a is " + std::string(type)});
+  expect_refused([&] { WeightFolder(files_, hand_made("F4", "[1]", "x")); }, {"\"a\"", "F4"});
   const std::string nan{'\0', '\0', '\0', '\0', '\0', '\0', '\xC0', '\x7F'};
   expect_refused([&] { WeightFolder(files_, hand_made("F32", "[2]", nan)).read("a"); },
                  {"tensor a [2] is nan at element 1"});
@@ -233,6 +267,30 @@ TEST_F(WeightFolderTest, FoldersAndIndexesThatContradictThemselves) {
   expect_refused(open, {"tensor \"b\"", "is not named"});
   set_index(folder, json::array());
   expect_refused(open, {"weight_map"});
+  const auto with_text = [&](const std::string& text) {
+    std::ofstream(folder + "/model.safetensors.index.json") << text;
+  };
+  std::string deep = "{\"metadata\": ";
+  for (int i = 0; i < 200'000; ++i) deep += "[";
+  with_text(deep);
+  expect_refused(open, {"index.json", "nested more than 8 deep"});
+  std::string many = "{\"weight_map\": {}, \"metadata\": [0";
+  for (int i = 0; i < 1'000'001; ++i) many += ",0";
+  with_text(many + "]}");
+  expect_refused(open, {"index.json", "more than 1000000 values"});
+  with_text(R"({"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}})");
+  expect_refused(open, {"index.json", "key weight_map.a is written twice"});
+  with_text(R"({"weight_map": {}})");
+  expect_refused(open, {"names no tensor"});
+  with_text(R"({"weight_map": {"a": "\u001b[2J"}})");
+  expect_refused(open, {"\"\\u001b[2J\""});
+  with_text("{\"weight_map\": {\"\xc2\x9b\": \"\xc2\x9b.safetensors\"}}");
+  try {
+    open();
+    ADD_FAILURE();
+  } catch (const CheckpointError& error) {
+    EXPECT_EQ(printable_message(error.what()).find("\xc2\x9b"), std::string::npos);
+  }
   std::ofstream(folder + "/model.safetensors.index.json") << "{";
   expect_refused(open, {"not JSON"});
   // The same tensor in two shards.

@@ -24,7 +24,7 @@ int64_t sum_of(const std::vector<int64_t>& values) {
 // Elements over all ranks: everything once a replica, but per-channel parameters on every tp rank,
 // projections of shared heads and groups on every sharer, and a tied embedding on both end stages.
 int64_t expected_elements(const ModelConfig& c, const MeshShape& mesh) {
-  const int64_t d = c.d_model, p = c.head_dim(), tp = mesh.tp;
+  const int64_t d = c.d_model, p = c.head_width(), tp = mesh.tp;
   const int64_t kv_copies = std::max<int64_t>(1, tp / c.kv_heads()),
                 group_copies = std::max<int64_t>(1, tp / c.groups());
   int64_t replica = d * tp;  // final norm

@@ -94,6 +94,13 @@ MAMBA2 = {
     "tie_word_embeddings": True,
 }
 SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "head_dim": 24,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "rope_theta": 1000.0,
+    "rope_scaling": SCALED | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+}
 CASES = {  # name -> config.json, dtype of the weights, in shards
     "transxssm": (HYBRID, "float32", False),
     "transxssm, KV and groups 2, untied, pattern": (
@@ -104,10 +111,13 @@ CASES = {  # name -> config.json, dtype of the weights, in shards
     ),
     "transxssm, yarn, log-n": (HYBRID | {"rope_scaling": SCALED, "log_n_scale": True}, "float32", False),
     "transxssm, dynamic": (HYBRID | {"rope_scaling": SCALED | {"rope_type": "dynamic"}}, "float32", False),
+    "transxssm, llama3's frequencies, wide heads, biases": (HYBRID | LLAMA3, "float32", False),
     "transxssm, decay alone": (HYBRID | {"ssd_position": "none", "attention_position": "none"}, "float32", False),
     "jamba": (JAMBA, "float32", False),
     "jamba in bfloat16": (JAMBA, "bfloat16", False),
     "llama": (LLAMA, "float32", False),
+    "llama 3": (LLAMA | LLAMA3, "float32", False),
+    "llama with narrow heads": (LLAMA | {"head_dim": 8, "tie_word_embeddings": True}, "float32", False),
     "llama in float16, in shards": (LLAMA, "float16", True),
     "mamba2": (MAMBA2, "float32", False),
     "mamba2 in bfloat16, in shards": (MAMBA2 | {"n_groups": 4}, "bfloat16", True),

@@ -73,6 +73,11 @@ TEST(Cost, NormsAndResiduals) {
               4 * 96);
 }
 
+TEST(Cost, BiasIsInPlace) {
+  expect_cost(cost(BiasForward{bf16({10, 24}), f32({24})}), 2 * 2 * 240);
+  expect_cost(cost(BiasBackward{bf16({10, 24}), f32({24})}), 2 * 240);
+}
+
 TEST(Cost, RotationIsInPlace) {
   expect_cost(
       cost(Rotary{.x = bf16({10, 3, 8}), .cos = f32({10, 4}), .sin = f32({10, 4}), .position = i32({10})}),

@@ -254,7 +254,7 @@ TEST(StepCost, IsTheFormulas) {
     const ModelConfig m = model_config(config);
     const double channels =
         m.ssd_position == SsdPosition::conv1d
-            ? static_cast<double>(m.ssd_heads() * m.head_dim() + 2 * m.groups() * m.d_state)
+            ? static_cast<double>(m.ssd_heads() * m.head_width() + 2 * m.groups() * m.d_state)
             : 0;
     const double diagonal = 6.0 * static_cast<double>(m.num_attention_layers() * m.d_model);
     const double convolutions = 6.0 * channels * static_cast<double>(m.conv_kernel * m.num_layers);

@@ -235,12 +235,12 @@ TEST_F(HuggingFaceCommands, BadFoldersAreRefusedAndNothingIsWritten) {
     changed[field] = value;
     return changed.dump();
   };
-  refused("{", weights, "config.json: is not JSON");
+  refused("{", weights, "config.json:1:2: is not JSON");
   refused(with("model_type", "mamba"), weights, "config.json: model_type: \"mamba\" is not known");
   refused(with("ssd_skip", true), weights, "tensor model.layers.0.ssd.D [4] is missing");
   refused(with("learned_residual", false), weights, "post_sequence_residual.weight\" [32] is not part of");
   refused(with("vocab_size", 38), weights, "tensor model.word_embed.weight has shape [37, 32]");
-  refused(with("tie_word_embeddings", false), weights, "tensor lm_head.weight [37, 32] is missing");
+  refused(with("tie_word_embeddings", false), weights, "tensor lm_head.weight is missing");
   refused(good.dump(), weights.substr(0, weights.size() - 4), "model.safetensors");
   std::string nan = weights;
   nan.replace(nan.size() - 4, 4, std::string{'\0', '\0', '\xC0', '\x7F'});
@@ -251,6 +251,115 @@ TEST_F(HuggingFaceCommands, BadFoldersAreRefusedAndNothingIsWritten) {
   EXPECT_FALSE(files_.exists(directory_ / "out"));
   EXPECT_EQ(run({"import-hf", directory_ / "good", directory_ / "run"}), 2);  // there is a run
   EXPECT_THAT(error_, HasSubstr("not empty"));
+}
+
+// The files of others: a folder of `tensors` under names of the library, with config.json of `config`.
+class ForeignFolders : public HuggingFaceCommands {
+ protected:
+  using Tensors = std::vector<WeightSource>;
+
+  Tensors tensors(const ModelConfig& config) const {
+    Tensors list;
+    for (const HfTensor& tensor : hugging_face_tensors(config))
+      list.push_back(source(tensor.name, tensor.shape, values_of(tensor)));
+    return list;
+  }
+  static std::vector<float> values_of(const HfTensor& tensor) {
+    std::vector<float> values(static_cast<size_t>(tensor.shape.num_elements()));
+    const Rng rng(7, tensor.name);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(rng.uniform(i) - 0.5);
+    return values;
+  }
+  static WeightSource source(const std::string& name, const Shape& shape, std::vector<float> values) {
+    return {name, shape, [values = std::move(values)] { return values; }};
+  }
+  // Imports the folder of these; the exit code.
+  int import(const std::string& config_json, const Tensors& list, int64_t shard_bytes = 1 << 30) {
+    const std::string folder = fmt::format("foreign-{}", ++count_);
+    write_weight_folder(files_, directory_ / folder, std::vector<FolderText>{{"config.json", config_json}},
+                        list, DType::f32, shard_bytes);
+    return run({"import-hf", directory_ / folder, run_directory()});
+  }
+  std::string run_directory() const { return directory_ / fmt::format("run-{}", count_); }
+  std::string imported() {
+    EXPECT_EQ(run({"export-hf", run_directory(), run_directory() + "-hf"}), 0) << error_;
+    return TemporaryDirectory::read(run_directory() + "-hf/model.safetensors");
+  }
+
+  const ModelConfig llama_ = model_config_from_text(
+      "vocab_size: 37 d_model: 32 num_layers: 2 num_heads: 4 d_ff: 24 attn_period: 1 attn_offset: 0 "
+      "learned_residual: false");
+  const ModelConfig mamba2_ = [] {
+    for (const ModelKind& kind : model_kinds())
+      if (kind.name == "mamba2") return kind.config;
+    return ModelConfig();
+  }();
+  int count_ = 0;
+};
+
+TEST_F(ForeignFolders, ATiedHeadThatIsInTheFile) {
+  for (const ModelConfig& tied : {llama_, mamba2_}) {
+    const std::string config = model_config_to_hugging_face(tied, {});
+    ASSERT_EQ(import(config, tensors(tied)), 0) << error_;
+    const std::string plain = imported();
+    Tensors with_copy = tensors(tied);
+    with_copy.push_back(source("lm_head.weight", with_copy.front().shape, with_copy.front().values()));
+    for (const int64_t shard_bytes : {1 << 30, 2000}) {
+      ASSERT_EQ(import(config, with_copy, shard_bytes), 0) << error_;
+      EXPECT_EQ(imported(), plain);
+    }
+    std::vector<float> other = with_copy.front().values();
+    other.back() += 0.5f;
+    with_copy.back() = source("lm_head.weight", with_copy.front().shape, other);
+    EXPECT_EQ(import(config, with_copy), 4);
+    EXPECT_THAT(error_, HasSubstr("model.safetensors: tensor lm_head.weight differs from"));
+    EXPECT_THAT(error_, HasSubstr("set it to false"));
+    EXPECT_FALSE(files_.exists(run_directory()));
+    // Untied, the same folder is read with the head of its own.
+    json untied = json::parse(config);
+    untied["tie_word_embeddings"] = false;
+    ASSERT_EQ(import(untied.dump(), with_copy), 0) << error_;
+    EXPECT_EQ(read_hugging_face(files_, directory_ / fmt::format("foreign-{}", count_))
+                  .parameters["lm_head.weight"],
+              other);
+    with_copy.back().shape = {1, tied.vocab_size * tied.d_model};
+    EXPECT_EQ(import(config, with_copy), 4);
+    EXPECT_THAT(error_, HasSubstr("tensor lm_head.weight has shape"));
+    EXPECT_EQ(import(untied.dump(), tensors(tied)), 4);
+    EXPECT_THAT(error_, HasSubstr("config.json must say tie_word_embeddings: true"));
+  }
+}
+
+TEST_F(ForeignFolders, WhatIsComputedIsLeftAside) {
+  const std::string config = model_config_to_hugging_face(llama_, {});
+  ASSERT_EQ(import(config, tensors(llama_)), 0) << error_;
+  const std::string plain = imported();
+  Tensors extended = tensors(llama_);
+  for (const char* name : {"model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq",
+                           "model.layers.1.self_attn.rotary_emb.cos_cached", "model.embeddings.position_ids"})
+    extended.push_back(source(name, {4}, {1, 2, 3, 4}));
+  for (const int64_t shard_bytes : {1 << 30, 2000}) {
+    ASSERT_EQ(import(config, extended, shard_bytes), 0) << error_;
+    EXPECT_EQ(imported(), plain);
+  }
+  extended.push_back(source("model.layers.0.self_attn.my_inv_freq", {4}, {1, 2, 3, 4}));
+  EXPECT_EQ(import(config, extended), 4);
+  EXPECT_THAT(error_, HasSubstr("my_inv_freq\" [4] is not part of this model"));
+}
+
+TEST_F(ForeignFolders, ANetworkSavedWithoutItsHead) {
+  for (const ModelConfig& tied : {llama_, mamba2_}) {
+    const std::string config = model_config_to_hugging_face(tied, {});
+    ASSERT_EQ(import(config, tensors(tied)), 0) << error_;
+    const std::string plain = imported();
+    const size_t prefix = std::string(hugging_face_prefix(hugging_face_format(tied))).size();
+    Tensors bare = tensors(tied);
+    for (WeightSource& tensor : bare) tensor.name = tensor.name.substr(prefix);
+    ASSERT_EQ(import(config, bare), 0) << error_;
+    EXPECT_EQ(imported(), plain);
+    bare.front() = tensors(tied).front();  // half and half
+    EXPECT_EQ(import(config, bare), 4);
+  }
 }
 
 TEST_F(HuggingFaceCommands, BadCheckpointsAreRefusedAndNothingIsWritten) {

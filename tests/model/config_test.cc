@@ -54,6 +54,11 @@ rope_scaling: "yarn"
 rope_scaling_factor: 2.5
 rope_original_length: 33
 log_n_scale: true
+head_dim: 40
+attention_bias: true
+mlp_bias: true
+rope_low_freq_factor: 1.5
+rope_high_freq_factor: 6
 )";
 
 TEST(ModelConfig, EveryFieldSurvivesTheText) {
@@ -84,7 +89,12 @@ TEST(ModelConfig, EveryFieldSurvivesTheText) {
                          .rope_original_length = 33,
                          .log_n_scale = true,
                          .initializer_range = 0.1,
-                         .max_position_embeddings = 77};
+                         .max_position_embeddings = 77,
+                         .head_dim = 40,
+                         .attention_bias = true,
+                         .mlp_bias = true,
+                         .rope_low_freq_factor = 1.5,
+                         .rope_high_freq_factor = 6};
   EXPECT_EQ(to_text(c), kEveryField);
   EXPECT_EQ(model_config_from_text(kEveryField), c);
   EXPECT_THAT(problems(c), IsEmpty());
@@ -95,7 +105,7 @@ TEST(ModelConfig, WordsOfEveryEnumeration) {
     const std::string text = fmt::format("ssd_position: \"{}\"\n", word);
     EXPECT_THAT(to_text(model_config_from_text(text)), HasSubstr(text));
   }
-  for (const char* word : {"none", "linear", "dynamic", "yarn"}) {
+  for (const char* word : {"none", "linear", "dynamic", "yarn", "llama3"}) {
     const std::string text = fmt::format("rope_scaling: \"{}\"\n", word);
     EXPECT_THAT(to_text(model_config_from_text(text)), HasSubstr(text));
   }
@@ -106,7 +116,7 @@ TEST(ModelConfig, WordsOfEveryEnumeration) {
                   "ssd_position: \"conv\" is not known; legal values are rope, conv1d, none"));
   EXPECT_THAT([] { model_config_from_text("rope_scaling: \"\""); },
               ::testing::ThrowsMessage<UsageError>(
-                  "rope_scaling: \"\" is not known; legal values are none, linear, dynamic, yarn"));
+                  "rope_scaling: \"\" is not known; legal values are none, linear, dynamic, yarn, llama3"));
 }
 
 TEST(ModelConfig, TextFromBeforeTheSwitchesMeansWhatItMeant) {
@@ -124,6 +134,10 @@ TEST(ModelConfig, TextFromBeforeTheSwitchesMeansWhatItMeant) {
   expected.rope_scaling_factor = 4;
   expected.rope_original_length = 2048;
   expected.log_n_scale = false;
+  expected.head_dim = 0;
+  expected.attention_bias = expected.mlp_bias = false;
+  expected.rope_low_freq_factor = 1;
+  expected.rope_high_freq_factor = 4;
   EXPECT_EQ(c, expected);
 }
 
@@ -140,7 +154,7 @@ TEST(ModelConfig, PresetsHaveTheShapesOfThePaper) {
   const ModelConfig c = model_preset("transxssm-1.3b");
   EXPECT_EQ(c.d_model, 2048);
   EXPECT_EQ(c.num_layers, 24);
-  EXPECT_EQ(c.head_dim(), 64);
+  EXPECT_EQ(c.head_width(), 64);
   EXPECT_EQ(c.groups(), 32);
   EXPECT_EQ(c.num_attention_layers(), 3);
   EXPECT_FALSE(c.is_attention(0));
@@ -151,7 +165,7 @@ TEST(ModelConfig, PresetsHaveTheShapesOfThePaper) {
   const ModelConfig mamba2 = model_preset("mamba2-320m");
   EXPECT_EQ(mamba2.num_attention_layers(), 0);
   EXPECT_EQ(mamba2.d_ff, 0);
-  EXPECT_EQ(mamba2.head_dim(), 64);
+  EXPECT_EQ(mamba2.head_width(), 64);
   EXPECT_EQ(mamba2.ssd_heads(), 24);
   EXPECT_EQ(mamba2.groups(), 1);
   const ModelConfig jamba = model_preset("jamba-1.3b");
@@ -258,6 +272,41 @@ TEST(ModelConfig, StateSpaceFieldsAreNotCheckedWithoutStateSpaceLayers) {
   EXPECT_THAT(problems(c), IsEmpty());
   c.attn_period = 2;
   EXPECT_EQ(problems(c).size(), 2u);
+}
+
+TEST(ModelConfig, WidthOfHeads) {
+  ModelConfig c = model_preset("llama-320m");
+  EXPECT_EQ(c.head_width(), 64);
+  c.head_dim = 128;  // wider than d_model / num_heads
+  EXPECT_EQ(c.head_width(), 128);
+  EXPECT_THAT(problems(c), IsEmpty());
+  c.num_heads = 7;  // which does not divide d_model
+  EXPECT_THAT(problems(c), IsEmpty());
+  c.head_dim = 6;
+  EXPECT_THAT(problems(c), IsEmpty());
+  c.head_dim = 7;
+  EXPECT_THAT(problems(c), ElementsAre("head_dim: 7 is not a multiple of 2; the nearest legal value is 6"));
+  c.head_dim = 0;
+  EXPECT_THAT(problems(c), ElementsAre("num_heads: 7 does not cut d_model 768 into heads of a multiple of 2; "
+                                       "the nearest legal values are 6 and 8"));
+  c.head_dim = -1;
+  EXPECT_THAT(problems(c), ElementsAre("head_dim: -1 is out of range; the nearest legal value is 4"));
+  c.head_dim = 1 << 12;
+  c.num_heads = 1 << 11;
+  EXPECT_THAT(problems(c), ElementsAre(HasSubstr("the nearest legal value is 2048")));
+  c = model_preset("tiny");
+  c.head_dim = 20;
+  EXPECT_THAT(problems(c), ElementsAre("head_dim: 20 is not a multiple of 8; the nearest legal value is 16"));
+}
+
+TEST(ModelConfig, FrequencyFactorsOfLlama3) {
+  ModelConfig c = model_preset("llama-320m");
+  c.rope_low_freq_factor = c.rope_high_freq_factor = 2;
+  EXPECT_THAT(problems(c), IsEmpty());  // of another scaling
+  c.rope_scaling = RopeScaling::llama3;
+  EXPECT_THAT(problems(c), ElementsAre("rope_high_freq_factor: 2 must be above rope_low_freq_factor 2"));
+  c.rope_low_freq_factor = 0;
+  EXPECT_EQ(problems(c).size(), 1u);
 }
 
 TEST(ModelConfig, HostileSizesAreRefused) {

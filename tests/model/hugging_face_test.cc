@@ -87,7 +87,8 @@ TEST(HuggingFaceConfig, FieldsOfOurModelType) {
     "log_n_scale": false, "max_position_embeddings": 2048, "attn_layer_period": 2, "attn_layer_offset": 1,
     "attention_position": "rope", "ssd_state_size": 32, "ssd_num_groups": 4, "ssd_chunk_size": 16,
     "ssd_expand": 1, "ssd_position": "rope", "ssd_gate": false, "ssd_skip": false, "ssd_conv_kernel": 4,
-    "learned_residual": true, "initializer_range": 0.02, "hidden_act": "silu",
+    "learned_residual": true, "initializer_range": 0.02, "hidden_act": "silu", "head_dim": 16,
+    "attention_bias": false, "mlp_bias": false,
     "bos_token_id": 3, "eos_token_id": 4, "pad_token_id": null, "torch_dtype": "bfloat16"})"));
   EXPECT_EQ(json::parse(generation_config_to_hugging_face({.bos = 3, .eos = 4, .pad = {}})),
             json::parse(R"({"_from_model_config": true, "bos_token_id": 3, "eos_token_id": 4})"));
@@ -131,6 +132,42 @@ TEST(HuggingFaceConfig, WhatTransformersWrites) {
   EXPECT_FALSE(old.tie_embeddings);
 }
 
+// Llama 3.2's shape in small: heads wider than hidden_size / num_attention_heads, its frequencies, biases.
+TEST(HuggingFaceConfig, HeadsFrequenciesAndBiasesOfLlama3) {
+  const char* const fields =
+      "vocab_size: 131 d_model: 64 num_layers: 2 num_heads: 6 num_kv_heads: 2 d_ff: 112 "
+      "attn_period: 1 attn_offset: 0 learned_residual: false tie_embeddings: true "
+      "norm_eps: 1e-5 rope_base: 5e5 rope_scaling: 'llama3' rope_scaling_factor: 32 "
+      "rope_low_freq_factor: 1 rope_high_freq_factor: 4 rope_original_length: 8192 "
+      "max_position_embeddings: 131072 head_dim: 16 attention_bias: true mlp_bias: true";
+  const auto config = [](const std::string& rope) {
+    return model_config_from_hugging_face(
+        R"({"model_type": "llama", "vocab_size": 131, "hidden_size": 64, "intermediate_size": 112,
+            "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+            "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+            "attention_bias": true, "mlp_bias": true, )" +
+        rope + "}");
+  };
+  const std::string scaling = R"("factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                 "original_max_position_embeddings": 8192)";
+  const ModelConfig expected = model_config_from_text(fields);
+  for (const char* spelling : {"rope_type", "type"})
+    EXPECT_EQ(config(fmt::format(R"("rope_theta": 5e5, "rope_scaling": {{{}, "{}": "llama3"}})", scaling,
+                                 spelling)),
+              expected);
+  EXPECT_EQ(config(fmt::format(R"("rope_parameters": {{"rope_theta": 500000, "rope_type": "llama3", {}}})",
+                               scaling)),
+            expected);
+  EXPECT_EQ(config(fmt::format(
+                R"("rope_theta": 5e5, "rope_parameters": {{"rope_type": "llama3", "type": "llama3", {}}})",
+                scaling)),
+            expected);
+  const json written = json::parse(model_config_to_hugging_face(expected, {}));
+  EXPECT_EQ(written["head_dim"], 16);
+  EXPECT_EQ(written["attention_bias"], true);
+  EXPECT_EQ(written["rope_scaling"], json::parse("{\"rope_type\": \"llama3\", " + scaling + "}"));
+}
+
 // `field` of `config` with another value is refused in words that have `reason`.
 void refused(const char* config, const std::string& field, const json& value, const char* reason) {
   std::string text = config;
@@ -165,16 +202,27 @@ TEST(HuggingFaceConfig, WhatIsNotComputedIsRefused) {
   refused(kLlama, "num_key_value_heads", 3, "does not divide num_attention_heads 4");
   refused(kLlama, "num_key_value_heads", 0, "out of range");
   refused(kLlama, "intermediate_size", 0, "at least 1");
-  refused(kLlama, "head_dim", 32, "the legal value is 16");
+  refused(kLlama, "head_dim", 0, "out of range");
+  refused(kLlama, "head_dim", 15, "not a multiple of 2");
+  refused(kLlama, "head_dim", 16.0, "not a whole number");
   refused(kLlama, "hidden_act", "gelu", "the legal value is \"silu\"");
-  refused(kLlama, "attention_bias", true, "the legal value is false");
-  refused(kLlama, "mlp_bias", true, "the legal value is false");
+  refused(kLlama, "attention_bias", 1, "true nor false");
+  refused(kLlama, "mlp_bias", "yes", "true nor false");
+  refused(kLlama, "num_hidden_layers", true, "not a whole number");
   refused(kLlama, "tie_word_embeddings", "yes", "true nor false");
   refused(kLlama, "rms_norm_eps", 0.0, "out of range");
   refused(kLlama, "rope_theta", 1e4, "contradicts");
   refused(kLlama, "rope_scaling", json::object({{"rope_type", "linear"}}), "contradicts rope_parameters");
   refused(kLlama, "rope_parameters", 7, "not an object");
-  refused(kLlama, "rope_parameters/rope_type", "llama3", "legal values are default, linear, dynamic, yarn");
+  refused(kLlama, "rope_parameters/rope_type", "longrope",
+          "legal values are default, linear, dynamic, yarn, llama3");
+  refused(kLlama, "rope_parameters/type", "linear", "contradicts rope_type \"yarn\"");
+  refused(kLlama, "rope_parameters/full_attention", json::object(), "is an object");
+  refused(kLlama, "rope_parameters", {{"rope_type", "llama3"}, {"factor", 8}, {"high_freq_factor", 4}},
+          "rope_parameters.low_freq_factor: is missing");
+  refused(kLlama, "rope_parameters",
+          {{"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 1}, {"high_freq_factor", 4}},
+          "original_max_position_embeddings: is missing");
   refused(kLlama, "rope_parameters",
           {{"rope_type", "dynamic"}, {"factor", 2}, {"original_max_position_embeddings", 512}},
           "the legal value is 2048");
@@ -207,8 +255,27 @@ TEST(HuggingFaceConfig, WhatIsNotJsonIsRefused) {
   for (const std::string& text :
        {std::string(), std::string("{"), std::string("[]"), std::string("{} x"), std::string(1'000'000, '['),
         std::string(2'000'000, ' '), std::string(R"({"model_type": "llama", "model_type": "llama"})"),
-        std::string("{\"model_type\": \"\xff\"}")})
+        std::string("{\"model_type\": \"\xff\"}"), std::string("{\"vocab_size\": 1e999}")})
     EXPECT_THROW(model_config_from_hugging_face(text), CheckpointError) << text.substr(0, 40);
+}
+
+// As deep as the file's size allows: a stack would not bear it.
+TEST(HuggingFaceConfig, DepthIsLimitedAndTextIsMadeFitToShow) {
+  const auto message = [](const std::string& text) -> std::string {
+    try {
+      model_config_from_hugging_face(text);
+    } catch (const CheckpointError& error) {
+      return error.what();
+    }
+    return "read";
+  };
+  std::string deep = R"({"model_type": "llama", "hidden_act": )";
+  for (int i = 0; i < 200'000; ++i) deep += "[";
+  EXPECT_THAT(message(deep), HasSubstr("nested more than 16 deep at hidden_act"));
+  const std::string escape = message("{\"model_type\": \"\\u001b[2J\xc2\x9b\"}");
+  EXPECT_THAT(escape, HasSubstr("model_type: "));
+  EXPECT_EQ(escape.find('\x1b'), std::string::npos);
+  EXPECT_EQ(escape.find("\xc2\x9b"), std::string::npos);
 }
 
 TEST(HuggingFaceTensors, EveryParameterIsPartOfOne) {

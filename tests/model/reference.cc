@@ -105,7 +105,7 @@ Reference::Matrix Reference::layer(int64_t index, Matrix x) const {
 }
 
 Reference::Matrix Reference::attention(const std::string& prefix, const Matrix& x) const {
-  const int64_t heads = config_.num_heads, width = config_.head_dim();
+  const int64_t heads = config_.num_heads, width = config_.head_width();
   Matrix q = linear(prefix + "q_proj.weight", x), k = linear(prefix + "k_proj.weight", x);
   const Matrix v = linear(prefix + "v_proj.weight", x);
   if (config_.attention_rope) {
@@ -133,7 +133,7 @@ Reference::Matrix Reference::attention(const std::string& prefix, const Matrix& 
 }
 
 Reference::Matrix Reference::state_space(const std::string& prefix, const Matrix& x) const {
-  const int64_t heads = config_.ssd_heads(), width = config_.head_dim(), states = config_.d_state;
+  const int64_t heads = config_.ssd_heads(), width = config_.head_width(), states = config_.d_state;
   Matrix X = linear(prefix + "x_proj.weight", x), B = linear(prefix + "b_proj.weight", x),
          C = linear(prefix + "c_proj.weight", x);
   const Matrix u = linear(prefix + "dt_proj.weight", x);
@@ -184,9 +184,13 @@ Reference::Matrix Reference::feed_forward(const std::string& prefix, const Matri
 // `name` is a matrix [out, in].
 Reference::Matrix Reference::linear(const std::string& name, const Matrix& x) const {
   const std::vector<double>& w = weight(name);
+  const std::string bias_name = name.substr(0, name.rfind('.')) + ".bias";
+  const auto bias = weights_.find(bias_name);
   Matrix y(tokens_, static_cast<int64_t>(w.size()) / x.width);
   for (int64_t t = 0; t < tokens_; ++t)
-    for (int64_t o = 0; o < y.width; ++o) y[t][o] = dot(x[t], w.data() + o * x.width, x.width);
+    for (int64_t o = 0; o < y.width; ++o)
+      y[t][o] = dot(x[t], w.data() + o * x.width, x.width) +
+                (bias == weights_.end() ? 0 : bias->second[static_cast<size_t>(o)]);
   return y;
 }
 
@@ -238,6 +242,20 @@ Reference::Spectrum Reference::spectrum(int64_t width) const {
     result.frequency.push_back(std::pow(base, -2 * static_cast<double>(j) / d));
   if (config_.rope_scaling == RopeScaling::linear)
     for (double& f : result.frequency) f /= scale;
+  // Wave lengths, in tokens: long ones are divided, short ones kept, and those between blended (Llama 3.1).
+  if (config_.rope_scaling == RopeScaling::llama3) {
+    const double longest = original / config_.rope_low_freq_factor,
+                 shortest = original / config_.rope_high_freq_factor;
+    for (double& f : result.frequency) {
+      const double wave = 2 * std::numbers::pi / f;
+      const double smooth = (original / wave - config_.rope_low_freq_factor) /
+                            (config_.rope_high_freq_factor - config_.rope_low_freq_factor);
+      if (wave > longest)
+        f /= scale;
+      else if (wave >= shortest)
+        f = (1 - smooth) * f / scale + smooth * f;
+    }
+  }
   if (config_.rope_scaling == RopeScaling::yarn) {
     // The pair that turns `turns` times.
     auto pair = [&](double turns) {

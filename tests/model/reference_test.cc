@@ -135,6 +135,20 @@ std::vector<Case> cases() {
             stretch(c, RopeScaling::yarn);
             c.log_n_scale = true;
           }),
+      row("llama3", true, [](ModelConfig& c) { stretch(c, RopeScaling::llama3); }),
+      row("wide_heads", true, [](ModelConfig& c) { c.head_dim = 24; }),
+      row("narrow_heads_gate", false,
+          [](ModelConfig& c) {
+            c.d_model = 48;
+            c.head_dim = 8;
+            c.ssd_gate = true;
+          }),
+      row("biases", true,
+          [](ModelConfig& c) {
+            c.attention_bias = c.mlp_bias = true;
+            c.num_kv_heads = 2;
+          }),
+      row("biases_of_attention", false, [](ModelConfig& c) { c.attention_bias = true; }),
       row("log_n", true,
           [](ModelConfig& c) {
             c.log_n_scale = true;
@@ -158,6 +172,14 @@ std::vector<Case> cases() {
             c.layer_pattern = "AA";
             c.learned_residual = c.tie_embeddings = false;
             c.num_kv_heads = 2;
+          }),
+      row("llama_3", true,
+          [](ModelConfig& c) {
+            stretch(c, RopeScaling::llama3);
+            c.layer_pattern = "AA";
+            c.learned_residual = false;
+            c.attention_bias = c.mlp_bias = true;
+            c.head_dim = 6;
           }),
       row("mamba2", true, mamba2),
       row("jamba", true, jamba),
@@ -193,6 +215,7 @@ void spread(const Parameter& p) {
   for (int64_t i = 0; i < p.num_elements(); ++i) {
     const double z = rng.normal(static_cast<uint64_t>(i));
     if (p.spec.init == Init::ones) w[i] = static_cast<float>(1 + 0.3 * z);
+    if (p.spec.init == Init::zeros) w[i] = static_cast<float>(0.3 * z);
     if (p.spec.init == Init::a_log) w[i] = static_cast<float>(-1.5 + z);
     if (p.spec.init == Init::dt_bias) w[i] = static_cast<float>(-0.5 + 0.5 * z);
   }

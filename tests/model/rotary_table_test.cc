@@ -66,8 +66,36 @@ TEST(RotaryFrequencies, YarnRampsBetweenThePairsOf32AndOf1Turn) {
   expect_ratios(RopeScaling::yarn, 8, 6, 48, [](double j) { return j == 0 ? 1.0 : 0.25; });
 }
 
+// Pairs that turn less than once within the original length are interpolated, those that turn more than 4
+// times are not.
+TEST(RotaryFrequencies, Llama3BlendsByTurns) {
+  for (int64_t width : {8, 64, 128})
+    for (int64_t tokens : {1, 4096})
+      expect_ratios(RopeScaling::llama3, width, 512, tokens, [&](double j) {
+        const double turns = 512 * plain(static_cast<size_t>(j), width) / (2 * std::acos(-1.0));
+        if (turns < 1) return 0.25;
+        return turns > 4 ? 1.0 : 0.25 + 0.75 * (turns - 1) / 3;
+      });
+  // Llama 3.1's own numbers, every eighth pair: base 500000, factor 8, from 8192 positions, 64 pairs.
+  ModelConfig llama = scaled(RopeScaling::llama3, 8192);
+  llama.rope_base = 500000;
+  llama.rope_scaling_factor = 8;
+  const auto frequencies = rotary_frequencies(llama, 128, 8192);
+  const double expected[] = {1,
+                             0.1939227447,
+                             0.03760603093,
+                             0.007292664737,
+                             0.000524846161,
+                             3.428102196e-05,
+                             6.647869871e-06,
+                             1.289173172e-06};
+  for (size_t i = 0; i < std::size(expected); ++i)
+    EXPECT_NEAR(frequencies[8 * i] / expected[i], 1, 1e-6) << i;
+}
+
 TEST(RotaryFrequencies, FactorIsOfYarnAlone) {
-  for (RopeScaling scaling : {RopeScaling::none, RopeScaling::linear, RopeScaling::dynamic})
+  for (RopeScaling scaling :
+       {RopeScaling::none, RopeScaling::linear, RopeScaling::dynamic, RopeScaling::llama3})
     EXPECT_EQ(rotary_factor(scaled(scaling)), 1);
   EXPECT_NEAR(rotary_factor(scaled(RopeScaling::yarn)), 1.1386294361119891, 1e-15);
 }

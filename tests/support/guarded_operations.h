@@ -23,6 +23,8 @@ class GuardedOperations final : public Operations {
   void run(Stream& stream, const ResidualForward& args) override { add(stream, args); }
   void run(Stream& stream, const ResidualBackward& args) override { add(stream, args); }
   void run(Stream& stream, const Rotary& args) override { add(stream, args); }
+  void run(Stream& stream, const BiasForward& args) override { add(stream, args); }
+  void run(Stream& stream, const BiasBackward& args) override { add(stream, args); }
   void run(Stream& stream, const SsdForward& args) override { add(stream, args); }
   void run(Stream& stream, const SsdBackward& args) override { add(stream, args); }
   void run(Stream& stream, const AttentionForward& args) override { add(stream, args); }

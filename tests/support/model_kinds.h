@@ -39,6 +39,11 @@ inline std::vector<ModelKind> model_kinds() {
       make("llama_untied_linear", llama + "tie_embeddings: false rope_scaling: 'linear' rope_base: 5e5"),
       make("llama_dynamic",
            llama + "rope_scaling: 'dynamic' max_position_embeddings: 64 rope_original_length: 64"),
+      make("llama_biases", llama +
+                               "attention_bias: true mlp_bias: true head_dim: 16 max_position_embeddings: 64 "
+                               "rope_scaling: 'llama3' rope_original_length: 16 rope_scaling_factor: 8"),
+      make("llama_wide_heads", llama + "head_dim: 24 attention_bias: true tie_embeddings: false"),
+      make("transxssm_wide_heads", hybrid + "head_dim: 24 num_groups: 2 attention_bias: true"),
       make("mamba2", mixer2 + "attn_period: 0 attn_offset: 0 num_groups: 1"),
       make("mamba2_untied_grouped",
            mixer2 + "attn_period: 0 attn_offset: 0 num_groups: 2 tie_embeddings: false"),
