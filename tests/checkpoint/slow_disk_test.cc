@@ -29,7 +29,7 @@ TEST(SlowDisk, NobodyGivesUp) {
       rank.fill(step);
       save_checkpoint(comm, files, kDir, toy_state(step), toy_text(), rank.tensors, {.keep_last = 2});
     }
-    const auto chosen = select_checkpoint(comm, files, kDir, "auto", Fallback::previous);
+    const auto chosen = newest_checkpoint(comm, files, kDir, Fallback::previous);
     ASSERT_TRUE(chosen.has_value());
     ToyRank rank(comm.rank(), comm.size(), 1);
     load_checkpoint(comm, files, *chosen, rank.tensors);

@@ -215,8 +215,8 @@ TEST(BenchTrain, WritesWhatItMeasured) {
   EXPECT_EQ(scans, 1);
   EXPECT_GT(seconds, 0);
   std::string events;
-  const json trace = json::parse(directory.read(directory / "trace.json"));
-  for (const json& e : trace.at("traceEvents")) events += e.at("name");
+  const json traced = json::parse(directory.read(directory / "trace.json"));
+  for (const json& e : traced.at("traceEvents")) events += e.at("name");
   EXPECT_THAT(events, AllOf(HasSubstr("SsdForward"), HasSubstr("AdamW"), HasSubstr("optimizer")));
 }
 

@@ -49,9 +49,16 @@ LoadedCheckpoint saved(const TrainConfig& config, int64_t steps = 50) {
   return checkpoint;
 }
 
+// What a start finds of its own files.
+TrainState found(const std::string& data_digest, const std::string& tokenizer_digest) {
+  TrainState state;
+  state.data_digest = data_digest;
+  state.tokenizer_digest = tokenizer_digest;
+  return state;
+}
+
 ResumePlan resume(const std::vector<std::string>& overrides, const LoadedCheckpoint& checkpoint) {
-  return plan_resume(make_config(overrides), {.data_digest = kData, .tokenizer_digest = "00000000"},
-                     checkpoint);
+  return plan_resume(make_config(overrides), found(kData, "00000000"), checkpoint);
 }
 ResumePlan resume(const std::vector<std::string>& overrides) {
   return resume(overrides, saved(make_config()));
@@ -261,9 +268,7 @@ TEST(ResumeLaw, OptimizerAndPrecision) {
 
 TEST(ResumeLaw, Data) {
   const auto with_data = [](const std::vector<std::string>& overrides) {
-    return plan_resume(make_config(overrides), {.data_digest = "other", .tokenizer_digest = "00000000"},
-                       saved(make_config()))
-        .differences;
+    return plan_resume(make_config(overrides), found("other", "00000000"), saved(make_config())).differences;
   };
   EXPECT_THAT(
       with_data({"data.train=a,b", "data.train[1].weight=2"}),
@@ -279,9 +284,7 @@ TEST(ResumeLaw, Data) {
 TEST(ResumeLaw, Tokenizer) {
   const auto with = [](const std::string& file, const std::string& digest,
                        const LoadedCheckpoint& checkpoint) {
-    return plan_resume(make_config({"data.tokenizer=" + file}),
-                       {.data_digest = kData, .tokenizer_digest = digest}, checkpoint)
-        .differences;
+    return plan_resume(make_config({"data.tokenizer=" + file}), found(kData, digest), checkpoint).differences;
   };
   LoadedCheckpoint checkpoint = saved(make_config());
   EXPECT_THAT(with("t.json", "12345678", checkpoint),
