@@ -39,10 +39,10 @@ bool holds_checkpoints(const std::vector<std::string>& names) {
 
 NamedCheckpoints find(FileSystem& files, const std::string& path,
                       const CheckpointsOfRun& checkpoints_of_run) {
-  if (!files.is_directory(path)) {
-    throw CheckpointError(
-        "{}: {}", path,
-        files.exists(path) ? "is neither a directory nor a link to one" : "there is no such directory");
+  if (path.empty() || !files.is_directory(path)) {
+    throw CheckpointError("{}: {}", path,
+                          !path.empty() && files.exists(path) ? "is neither a directory nor a link to one"
+                                                              : "there is no such directory");
   }
   const auto has = [&](const char* name) { return files.exists(path + "/" + name); };
   if (has(kCommitFile) || has(kManifestFile)) {

@@ -15,10 +15,12 @@ namespace {
 
 constexpr int64_t kTokens = 45;  // no multiple of the chunk
 
+// Weights small enough that last places of them do not matter: their nudges move logits by less than 5e-6 of
+// the largest. At a range of 0.2 it is up to 3e-5, and processors differ by as much.
 constexpr const char* kSize =
     "vocab_size: 131 d_model: 64 num_layers: 4 num_heads: 4 num_kv_heads: 2 num_groups: 2 d_state: 16 chunk: "
     "16 "
-    "initializer_range: 0.2 rope_original_length: 16 layer_pattern: ";
+    "initializer_range: 0.1 rope_original_length: 16 layer_pattern: ";
 
 // Every kind, and each rotary scaling past its original length of 16.
 const std::vector<std::pair<std::string, std::string>> kKinds = {
@@ -148,7 +150,7 @@ TEST_P(Decoding, EqualsTheTrainingForward) {
     const auto& row = logits[static_cast<size_t>(t)];
     for (float l : row) sum += std::exp(static_cast<double>(l));
     const double expected = std::log(sum) - row[static_cast<size_t>(model.ids[static_cast<size_t>(t + 1)])];
-    EXPECT_NEAR(work.loss_sum(), expected, 1e-4 * std::abs(expected)) << t;
+    EXPECT_NEAR(work.row_losses().at(0), expected, 1e-4 * std::abs(expected)) << t;
   }
 }
 

@@ -97,7 +97,7 @@ const std::vector<std::vector<double>> kOtherWeights = {{1, 1e-9},
                                                         {5e-324, 1, 1e-18},
                                                         {1, 1 / 100003.0},
                                                         {0.333333, 0.666667},
-                                                        {1e308, 1.7e308, 1e308 / 7}};
+                                                        {1e308, 1.7e308, 1.2345678e307}};
 
 TEST(Blend, GivesOtherWeightsTheirSharesByTheirLaw) {
   constexpr int64_t kDraws = 1'000'000;
