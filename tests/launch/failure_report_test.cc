@@ -120,7 +120,8 @@ TEST(FailureReport, TheCauseGoesFirst) {
                          [&](const std::string& line) { return line.find(text) != std::string::npos; });
   };
   EXPECT_EQ(count("the loss is nan"), 1);
-  EXPECT_EQ(count("rank 77: the loss is nan (on node9, exit code 6)"), 1);
+  EXPECT_EQ(count("rank 77: the loss is nan (on "), 1);
+  EXPECT_EQ(count(", exit code 6)"), 1);
   EXPECT_LE(count("what every rank did last"), 1);
   EXPECT_LE(count("exit code 7"), 1);
 }
