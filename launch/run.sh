@@ -67,16 +67,16 @@ export OMPI_MCA_btl_base_warn_component_unused=${OMPI_MCA_btl_base_warn_componen
 # on when nobody does. Their exit code says what became of it: 141 the reader went away, 9 it could not be written.
 relay() {
   trap '' INT TERM HUP USR1 USR2
-  local complaint
-  exec 3>&1
-  complaint=$(LC_ALL=C cat 2>&1 >&3) && exit 0
+  local complaint out
+  exec {out}>&1
+  complaint=$(LC_ALL=C cat 2>&1 >&"$out") && exit 0
   cat >/dev/null
   case $complaint in *"Broken pipe"*) exit 141 ;; *) exit 9 ;; esac
 }
 trap '' PIPE  # for mpirun and the ranks too
 # Streams that are closed: what is printed there is lost, and of standard output that is an error.
-{ : >&2; } 2>/dev/null || exec 2>/dev/null
-{ : >&1; } 2>/dev/null || exec >/dev/full
+[ -e /dev/fd/2 ] || exec 2>/dev/null
+[ -e /dev/fd/1 ] || exec >/dev/full
 # A session of its own keeps the terminal's Ctrl-C from mpirun; should this script be killed outright, mpirun is told to
 # let the ranks save and end.
 guard=()

@@ -141,6 +141,7 @@ class TrainingRun {
   std::vector<std::string> names_of_checkpoints() const {
     if (world_.rank() != 0 || !files_.is_directory(checkpoints_)) return {};
     std::vector<std::string> names = files_.list(checkpoints_);
+    std::erase_if(names, [](const std::string& name) { return !name.starts_with("step-"); });
     std::sort(names.begin(), names.end());
     return names;
   }

@@ -73,10 +73,8 @@ class Communicator::Neighbour {
   Clock::time_point last_sign() const { return last_; }
 
   void look(Clock::time_point now) {
-    if (send_ != nullptr && send_->test()) {
-      std::exchange(send_, nullptr)->release();
-      last_ = now;
-    }
+    // That a message has left says nothing of a rank that still owes its own: MPI buffers small ones.
+    if (send_ != nullptr && send_->test()) std::exchange(send_, nullptr)->release();
     while (receive_ != nullptr && receive_->test()) {
       std::exchange(receive_, nullptr)->release();
       last_ = now;
@@ -89,6 +87,7 @@ class Communicator::Neighbour {
     if (send_ != nullptr || out_ == Sign::done || (sign == Sign::alive && now < told_ + beat)) return;
     out_ = sign;
     told_ = now;
+    if (is_done_) last_ = now;  // from here on it has to take this
     send_ = group_.start_send(Channel::collective, &out_, sizeof(out_), rank_);
   }
 

@@ -13,7 +13,7 @@ foreach(SETTING AVX2 AVX512_CORE two_threads)
   add_test(NAME resume_${SETTING} COMMAND test_launch --gtest_filter=*Resume.*:Rows.*:Reshard.*:SelfcheckGolden.*:SettleCompute.*)
   foreach(PROGRAM kernels model equivalence resume)
     if(TEST ${PROGRAM}_${SETTING})
-      set_tests_properties(${PROGRAM}_${SETTING} PROPERTIES LABELS slow TIMEOUT 900
+      set_tests_properties(${PROGRAM}_${SETTING} PROPERTIES LABELS slow TIMEOUT ${LIMIT_900}
                            ENVIRONMENT "${SETTING_ENVIRONMENT};TEST_WATCHDOG_SECONDS=800")
     endif()
   endforeach()

@@ -68,7 +68,16 @@ cmake --preset "$preset" -B "$build" >"$build.configure.log" 2>&1 || { cat "$bui
 rm -f "$build.configure.log"
 cmake --build "$build"
 
-[ "$preset" != tsan ] || export OMP_NUM_THREADS=1  # the OpenMP runtime itself is not instrumented
+# Sanitizers: what libraries keep or order in their own ways is not reported; everything else ends the test.
+case $preset in
+  asan)
+    export LSAN_OPTIONS="suppressions=$root/tests/support/leaks.supp:print_suppressions=0"
+    export ASAN_OPTIONS=strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 ;;
+  tsan)
+    export TSAN_OPTIONS="suppressions=$root/tests/support/races.supp:ignore_noninstrumented_modules=1:halt_on_error=1"
+    export OMP_NUM_THREADS=1 ;;  # the OpenMP runtime itself is not instrumented
+esac
+[ "$preset" = cpu ] || export TEST_WATCHDOG_SECONDS=${TEST_WATCHDOG_SECONDS:-1000}
 # Tests run side by side; threads that spin while they wait would take one another's cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=passive
 

@@ -17,4 +17,4 @@ target_compile_definitions(test_cudnn PRIVATE CUDA_STUB="${CUDA_STUB}")
 target_link_libraries(test_cudnn PRIVATE support runtime ${CMAKE_DL_LIBS} GTest::gtest GTest::gtest_main)
 get_filename_component(CUDNN_DIRECTORY ${CUDNN_LIBRARY} DIRECTORY)
 gtest_discover_tests(test_cudnn DISCOVERY_TIMEOUT 30
-                     PROPERTIES LABELS cuda TIMEOUT 120 ENVIRONMENT LD_LIBRARY_PATH=${CUDNN_DIRECTORY})
+                     PROPERTIES LABELS cuda TIMEOUT ${LIMIT_120} ENVIRONMENT LD_LIBRARY_PATH=${CUDNN_DIRECTORY})

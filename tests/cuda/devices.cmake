@@ -13,4 +13,4 @@ target_link_libraries(test_devices PRIVATE emulated_options parallel support GTe
 if(NCCL_HEADERS)
   target_include_directories(test_devices SYSTEM PRIVATE ${NCCL_HEADERS})
 endif()
-gtest_discover_tests(test_devices DISCOVERY_TIMEOUT 30 PROPERTIES LABELS cuda TIMEOUT 120)
+gtest_discover_tests(test_devices DISCOVERY_TIMEOUT 30 PROPERTIES LABELS cuda TIMEOUT ${LIMIT_120})

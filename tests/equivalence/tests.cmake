@@ -5,9 +5,9 @@ target_link_libraries(mesh_run PUBLIC launch)
 
 add_executable(test_equivalence ${EQUIVALENCE}/mesh_equivalence_test.cc)
 target_link_libraries(test_equivalence PRIVATE mesh_run support GTest::gtest GTest::gtest_main GTest::gmock)
-gtest_discover_tests(test_equivalence TEST_FILTER "-*Tiny*:*Kinds*" PROPERTIES LABELS unit TIMEOUT 120 ENVIRONMENT
+gtest_discover_tests(test_equivalence TEST_FILTER "-*Tiny*:*Kinds*" PROPERTIES LABELS unit TIMEOUT ${LIMIT_120} ENVIRONMENT
                      OMP_NUM_THREADS=1)
-gtest_discover_tests(test_equivalence TEST_FILTER "*Tiny*:*Kinds*" TEST_SUFFIX .slow PROPERTIES LABELS slow TIMEOUT 900
+gtest_discover_tests(test_equivalence TEST_FILTER "*Tiny*:*Kinds*" TEST_SUFFIX .slow PROPERTIES LABELS slow TIMEOUT ${LIMIT_900}
                      ENVIRONMENT "OMP_NUM_THREADS=1;TEST_WATCHDOG_SECONDS=800")
 
 add_executable(equivalence_mpi ${EQUIVALENCE}/equivalence_mpi.cc)

@@ -142,7 +142,7 @@ damaged_checkpoint() {
 
 bad_data() {
   config bad 3
-  run launch 1 --config bad.textproto --set model.vocab_size=280
+  run launch 1 --config bad.textproto --set model.vocab_size=280 --set data.tokenizer=
   expect 3 "tokens" "280"
   head -c 100 tokens.bin >short.bin
   cp tokens.idx short.idx

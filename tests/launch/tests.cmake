@@ -3,4 +3,4 @@ if(TARGET test_launch)
 endif()
 add_test(NAME bench_sh COMMAND launch/bench_test.sh ${CMAKE_SOURCE_DIR} $<TARGET_FILE:transxssm>
          WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
-set_tests_properties(bench_sh PROPERTIES LABELS mpi TIMEOUT 120 PROCESSORS 2)
+set_tests_properties(bench_sh PROPERTIES LABELS mpi TIMEOUT ${LIMIT_120} PROCESSORS 2)

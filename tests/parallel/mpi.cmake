@@ -8,7 +8,7 @@ foreach(RANKS 2 3 4 8)
                    $<TARGET_FILE:test_communicator_mpi>)
   # The exit status is 0 only where every rank of a job of at least two has run the cases.
   set_tests_properties(communicator_mpi_${RANKS} PROPERTIES
-    LABELS mpi TIMEOUT 120 PROCESSORS 2
+    LABELS mpi TIMEOUT ${LIMIT_120} PROCESSORS 2
     ENVIRONMENT OMPI_MCA_btl_vader_single_copy_mechanism=none)
 endforeach()
 
@@ -18,4 +18,4 @@ target_link_libraries(test_several_hosts_mpi PRIVATE parallel GTest::gtest MPI::
 add_test(NAME several_hosts_mpi
          COMMAND mpirun --oversubscribe --allow-run-as-root --bind-to none --mca btl tcp,self -n 4
                  $<TARGET_FILE:test_several_hosts_mpi>)
-set_tests_properties(several_hosts_mpi PROPERTIES LABELS mpi TIMEOUT 120 PROCESSORS 2)
+set_tests_properties(several_hosts_mpi PROPERTIES LABELS mpi TIMEOUT ${LIMIT_120} PROCESSORS 2)

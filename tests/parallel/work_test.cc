@@ -59,7 +59,7 @@ TEST(Work, ASilentRankIsNamed) {
         std::this_thread::sleep_for(milliseconds(4500));
         return;
       }
-      world.work("save", [] { std::this_thread::sleep_for(milliseconds(4000)); });
+      world.work("save", [] { std::this_thread::sleep_for(milliseconds(3000)); });
     });
   } catch (const CommunicationError& error) {
     message = error.what();
