@@ -18,7 +18,7 @@ finds() {
   run "$program" checkpoint export-hf "$1" "exported-$exported"
   expect 0 model_type
   rm -rf resumed
-  run "$program" train --config run.textproto --set log.run_directory=resumed --set schedule.steps=7 --resume "$1" \
+  run "$program" train --config run.textproto --set log.run_directory=resumed --set schedule.steps=7 --set schedule.rebase=true --resume "$1" \
     --set checkpoint.directory=checkpoints
   expect 0 "step $2"
 }
@@ -49,7 +49,8 @@ case_directory_elsewhere() {
   run "$program" train --config run/config.textproto --set schedule.steps=8
   expect 0 'resuming from'
   # One run at a time, though the run directories differ.
-  flock 'big disk/of all/LOCK' "$program" train --config run/config.textproto --set log.run_directory=other \
+  flock 'big disk/of all/LOCK' "$program" train --config run/config.textproto --set schedule.steps=9 \
+    --set log.run_directory=other \
     >"$output" 2>&1
   status=$?
   expect 2 'is in use by'
