@@ -26,7 +26,7 @@ double growth(size_t n, Run&& run, double limit = 6) {
     return least;
   };
   double ratio = std::numeric_limits<double>::infinity();
-  for (int attempt = 0; attempt < 4 && ratio >= limit; ++attempt)
+  for (int attempt = 0; attempt < 12 && ratio >= limit; ++attempt)
     ratio = std::min(ratio, seconds(4 * n) / seconds(n));
   return ratio;
 }
