@@ -11,6 +11,7 @@
 #include "runtime/data/pretokenizer.h"
 #include "runtime/data/utf8.h"
 #include "runtime/error.h"
+#include "tests/support/compressed.h"
 #include "tests/support/temporary_directory.h"
 
 namespace transxssm {
@@ -44,26 +45,6 @@ std::string error_of(const TextReaderOptions& options) {
     return error.what();
   }
   return "";
-}
-
-std::string gzip(const std::string& text) {
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
-  std::string out(deflateBound(&stream, text.size()) + 64, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  stream.avail_in = static_cast<uInt>(text.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
-
-std::string zstd(const std::string& text) {
-  std::string out(ZSTD_compressBound(text.size()), '\0');
-  out.resize(ZSTD_compress(out.data(), out.size(), text.data(), text.size(), 3));
-  return out;
 }
 
 // Words, numbers, punctuation, contractions, runs of spaces and newlines, other scripts.
