@@ -94,7 +94,7 @@ void write_tensor_file(FileSystem& files, const std::string& path, std::span<con
   try {
     write_file_atomically(files, path, text);
   } catch (const std::system_error& error) {
-    throw CheckpointSaveError("{} cannot be written: {}", path, error.what());
+    throw OutputError("{} cannot be written: {}", path, error.what());
   }
 }
 

@@ -44,7 +44,7 @@ struct NamedTensor {
   Tensor tensor;  // contiguous
 };
 
-// Writes or replaces the file as a whole. Throws CheckpointSaveError where the system refuses.
+// Writes or replaces the file as a whole. Throws OutputError where the system refuses.
 void write_tensor_file(FileSystem& files, const std::string& path, std::span<const NamedTensor> tensors);
 
 }  // namespace transxssm

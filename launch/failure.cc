@@ -11,7 +11,6 @@
 
 #include "launch/standard_streams.h"
 #include "runtime/error.h"
-#include "runtime/output_file.h"
 
 namespace transxssm {
 namespace {
@@ -44,8 +43,7 @@ Failure system_failure(const std::system_error& error) {
     case EROFS:
     case EIO:
     case EPIPE:
-      return failure(OutputError("").code(),
-                     fmt::format("{}; what was to be written is not whole", error.what()));
+      return failure(ExitCode::output, fmt::format("{}; what was to be written is not whole", error.what()));
     default:
       return failure(ExitCode::usage, fmt::format("{}; name another file or directory", error.what()));
   }

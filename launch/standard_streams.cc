@@ -10,7 +10,6 @@
 #include <cstring>
 
 #include "runtime/error.h"
-#include "runtime/output_file.h"
 
 namespace transxssm {
 namespace {

@@ -19,6 +19,7 @@ enum class ExitCode : int {
   numerics = 6,         // a loss or gradient is not finite, or numbers differ
   communication = 7,    // a peer is lost or hangs
   device = 8,           // device or memory
+  output = 9,           // an output cannot be written: a full disk, a quota, a limit
   preempted = 75,       // stopped by a signal after a good save: run again to go on
 };
 
@@ -49,6 +50,7 @@ TRANSXSSM_DEFINE_ERROR(CheckpointSaveError, checkpoint_save);
 TRANSXSSM_DEFINE_ERROR(NumericsError, numerics);
 TRANSXSSM_DEFINE_ERROR(CommunicationError, communication);
 TRANSXSSM_DEFINE_ERROR(DeviceError, device);
+TRANSXSSM_DEFINE_ERROR(OutputError, output);
 
 #undef TRANSXSSM_DEFINE_ERROR
 

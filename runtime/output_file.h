@@ -30,14 +30,6 @@
 
 namespace transxssm {
 
-// An output cannot be written (exit code 9): a full disk, a quota, a limit.
-class OutputError : public Error {
- public:
-  template <class... Args>
-  explicit OutputError(fmt::format_string<Args...> format, Args&&... args)
-      : Error(ExitCode{9}, fmt::format(format, std::forward<Args>(args)...)) {}
-};
-
 struct OutputRules {
   bool overwrite = false;
   // What the command reads: no output may be one of them, nor replace a file in one that is a directory.
