@@ -11,6 +11,7 @@
 #include <limits>
 #include <utility>
 
+#include "runtime/crc32c.h"
 #include "runtime/data/unaligned.h"
 #include "runtime/error.h"
 
@@ -77,8 +78,12 @@ TokenFile::TokenFile(const std::string& prefix) : prefix_(prefix) {
   try {
     open_files();
     check_header();
+    // First, since it goes from one end to the other, which is what the kernel reads ahead for: the checks go
+    // along several arrays at once.
+    const uint32_t checksum = crc32c({idx_.data, static_cast<size_t>(idx_.size)});
     check_sequences();
     check_documents();
+    digest_ = token_file::digest(checksum, num_tokens_);
     read_facts();
   } catch (...) {
     idx_.close();

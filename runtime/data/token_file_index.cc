@@ -2,7 +2,6 @@
 // only for what is wrong.
 #include <algorithm>
 
-#include "runtime/crc32c.h"
 #include "runtime/data/token_file.h"
 #include "runtime/data/unaligned.h"
 #include "runtime/error.h"
@@ -112,7 +111,6 @@ void TokenFile::check_documents() {
     }
   }
   expect(previous == num_sequences_, prefix_, "end of the last document", num_sequences_, previous);
-  digest_ = token_file::digest(crc32c({idx_.data, static_cast<size_t>(idx_.size)}), num_tokens_);
 }
 
 }  // namespace transxssm
