@@ -139,12 +139,20 @@ def main():
     parser.add_argument("--only", default="", metavar="REGEX", help="only those whose area/name matches")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build-mutation", metavar="DIR")
     parser.add_argument("--table", type=pathlib.Path, metavar="FILE", help="write the table here, too")
+    parser.add_argument("--check", action="store_true", help="only whether each patch applies to the sources")
     args = parser.parse_args()
 
     mutations = [Mutation(path) for path in sorted(PATCHES.rglob("*.patch"))]
     mutations = [mutation for mutation in mutations if re.search(args.only, mutation.name)]
     if not mutations:
         sys.exit(f"no mutation matches '{args.only}'")
+    if args.check:
+        stale = [mutation.name for mutation in mutations
+                 if run(["git", "apply", "--check", str(mutation.path)], ROOT, 60)[0] != 0]
+        for name in stale:
+            print(f"broken   {name}: the source has moved on, make the patch anew")
+        print(f"{len(mutations)} mutations, {len(stale)} broken")
+        return 1 if stale else 0
     targets = sorted({target for mutation in mutations for target in mutation.targets})
     commands = sorted({command for mutation in mutations for command in mutation.commands})
 
