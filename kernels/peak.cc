@@ -31,7 +31,7 @@ constexpr double kLongGo = 0.05;
 double device_flops(Stream& stream, DType dtype) {
   double best = 0;
   for (const int64_t n : {512, 1024, 2048, 4096, 8192}) {
-    Arena arena(3 * n * n * dtype_bytes(dtype) + 3 * kAlignment, stream.device());
+    Arena arena(3 * carved_bytes(dtype, {n, n}), stream.device());
     Carver carver = arena.carver();
     const Tensor a = carver.take(dtype, {n, n}), b = carver.take(dtype, {n, n}),
                  c = carver.take(dtype, {n, n});
@@ -47,7 +47,7 @@ double device_flops(Stream& stream, DType dtype) {
 double copy_bandwidth(Stream& stream) {
   double bandwidth = 0;
   for (const int64_t elements : {int64_t{1} << 18, int64_t{1} << 22, int64_t{1} << 26}) {  // 256 MiB each way
-    Arena arena(2 * elements * dtype_bytes(DType::f32), stream.device());
+    Arena arena(2 * carved_bytes(DType::f32, {elements}), stream.device());
     Carver carver = arena.carver();
     const Tensor from = carver.take(DType::f32, {elements / 4096, 4096}),
                  to = carver.take(DType::f32, from.shape());

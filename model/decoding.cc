@@ -67,9 +67,9 @@ void DecodingWork::forward(int, int, const Tensor& input, const Tensor& output) 
   Scratch scratch(stream_, count.used());
   Carver carver = scratch.carver();
   Buffers b = carve(carver);
-  const Carver saved(static_cast<std::byte*>(b.saved.raw()), saved_bytes);
+  const Carver saved(static_cast<std::byte*>(b.saved.raw()), saved_bytes, carver.on_host());
   transfer(stream_, staging_.carver().take(DType::u8, b.tokens.shape()), b.tokens);
-  Carver token_carver(static_cast<std::byte*>(b.tokens.raw()), b.tokens.num_bytes());
+  Carver token_carver(static_cast<std::byte*>(b.tokens.raw()), b.tokens.num_bytes(), carver.on_host());
   const TokenRows token_rows = TokenRows::carve(token_carver, network_.config(), rows, tokens);
   TokenContext context{.rows = rows,
                        .tokens = tokens,

@@ -118,7 +118,7 @@ void ParameterStore::allocate(bool with_optimizer, Device device) {
   place();
   const Shape flat = {elements_};
   const auto make = [&](Arena& arena, DType dtype, int count) {
-    arena = Arena(std::max<int64_t>(1, count * (elements_ + kGroupAlignment) * dtype_bytes(dtype)), device);
+    arena = Arena(count * carved_bytes(dtype, {elements_ + kGroupAlignment}), device);
     return arena.carver();
   };
   Carver weights = make(weight_arena_, DType::f32, 1);

@@ -7,7 +7,7 @@ namespace {
 
 Carver reserve(Carver& carver, int64_t bytes) {
   const Tensor region = carver.take(DType::u8, {bytes});
-  return region.empty() ? Carver() : Carver(static_cast<std::byte*>(region.raw()), bytes);
+  return region.empty() ? Carver() : Carver(static_cast<std::byte*>(region.raw()), bytes, carver.on_host());
 }
 
 }  // namespace
@@ -65,7 +65,7 @@ TrainingWork::TrainingWork(Stream& stream, const Network& network, int64_t rows,
                            int num_slots, Recompute recompute)
     : stream_(stream), network_(network), rows_(rows), tokens_(tokens), recompute_(recompute) {
   const ActivationBytes bytes = activation_bytes(network, rows, tokens, recompute);
-  arena_ = Arena(num_slots * bytes.slot + bytes.pending + 2 * kAlignment, stream.device());
+  arena_ = Arena(num_slots * bytes.slot + bytes.pending + 2 * carved_bytes(DType::f64, {1}), stream.device());
   host_loss_scale_ = Arena(kAlignment, stream.device(), MemoryKind::pinned);
   Carver carver = arena_.carver();
   for (int i = 0; i < num_slots; ++i) slots_.push_back(carve_slot(network, carver, rows, tokens, recompute));
@@ -92,7 +92,7 @@ void TrainingWork::begin_evaluation(std::span<const TokenRows> microbatches) {
   training_ = false;
   const auto rows = static_cast<int64_t>(microbatches.size()) * rows_;
   if (!row_losses_ || row_losses_.size(0) != rows) {
-    row_loss_arena_ = Arena(rows * dtype_bytes(DType::f64) + kAlignment, stream_.device());
+    row_loss_arena_ = Arena(carved_bytes(DType::f64, {rows}), stream_.device());
     row_losses_ = row_loss_arena_.carver().take(DType::f64, {rows});
     host_row_losses_.resize(static_cast<size_t>(rows));
   }

@@ -1,6 +1,7 @@
 #include <cstring>
 
 #include "parallel/shared_segment.h"
+#include "runtime/sanitizers.h"
 
 // Highway's baseline has single lanes only: there the copy is an ordinary one.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
@@ -36,7 +37,7 @@ namespace transxssm {
 HWY_EXPORT(write);
 
 void write_shared(std::byte* to, const void* from, int64_t bytes) {
-#ifdef __SANITIZE_THREAD__  // it does not see stores past the caches
+#ifdef TRANSXSSM_THREAD_SANITIZER  // it does not see stores past the caches
   if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
 #else
   HWY_DYNAMIC_DISPATCH(write)(to, from, bytes);

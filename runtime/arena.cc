@@ -31,12 +31,21 @@ ArenaUse arena_use() {
   return use;
 }
 
-Tensor Carver::take(DType dtype, const Shape& shape) {
+int64_t carved_bytes(DType dtype, const Shape& shape) {
   const int64_t bytes = shape.num_elements() * dtype_bytes(dtype);
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment + kRedZone;
+}
+
+Tensor Carver::take(DType dtype, const Shape& shape) {
   const int64_t offset = used_;
-  used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  used_ += carved_bytes(dtype, shape);
   if (begin_ == nullptr) return {};
   TRANSXSSM_CHECK(used_ <= capacity_, "arena of {} bytes is too small for {}", capacity_, shape.to_string());
+  if (on_host_) {
+    const int64_t end = offset + shape.num_elements() * dtype_bytes(dtype);
+    allow_memory(begin_ + offset, end - offset);
+    forbid_memory(begin_ + end, used_ - end);
+  }
   return Tensor(begin_ + offset, dtype, shape);
 }
 
@@ -49,13 +58,19 @@ Arena::Arena(int64_t bytes, Device device, MemoryKind kind)
     : memory_(nullptr, {device, kind}), bytes_((bytes + kAlignment - 1) / kAlignment * kAlignment) {
   if (bytes_ == 0) return;
   ++use.arenas, use.bytes += bytes_;
+  const int64_t all = bytes_ + kRedZone;
   if (!device.is_cpu()) {
     memory_.reset(static_cast<std::byte*>(kind == MemoryKind::pinned
-                                              ? device_runtime().allocate_pinned(bytes_)
-                                              : device_runtime().allocate(device.index, bytes_)));
+                                              ? device_runtime().allocate_pinned(all)
+                                              : device_runtime().allocate(device.index, all)));
     return;
   }
-  memory_.reset(allocate_on_host(bytes_));
+  memory_.reset(allocate_on_host(all));
+  forbid();
+}
+
+void Arena::forbid() const {
+  if (on_host() && bytes_ > 0) forbid_memory(memory_.get(), bytes_ + kRedZone);
 }
 
 }  // namespace transxssm

@@ -6,23 +6,36 @@
 #include <memory>
 
 #include "runtime/device.h"
+#include "runtime/sanitizers.h"
 #include "runtime/tensor.h"
 
 namespace transxssm {
 
 inline constexpr int64_t kAlignment = 64;  // of every tensor carved from an arena
+// Between tensors, where the address sanitizer watches: forbidden bytes, so that a kernel that runs past the
+// end of one tensor does not silently reach the next.
+inline constexpr int64_t kRedZone = kMemoryIsChecked ? 64 : 0;
+
+// What a tensor takes of an arena.
+int64_t carved_bytes(DType dtype, const Shape& shape);
 
 class Carver {
  public:
   Carver() = default;  // counts only: take() returns empty tensors
-  Carver(std::byte* begin, int64_t bytes) : begin_(begin), capacity_(bytes) {}
-  Tensor take(DType dtype, const Shape& shape);  // next aligned tensor, not initialised
-  int64_t used() const { return used_; }         // bytes so far, a multiple of kAlignment
+  // `on_host`: the CPU reads and writes this memory, and no device may do so later than it.
+  Carver(std::byte* begin, int64_t bytes, bool on_host)
+      : begin_(begin), capacity_(bytes), on_host_(on_host) {}
+  // Next aligned tensor, not initialised. On the host its bytes are allowed, those up to the next one
+  // forbidden.
+  Tensor take(DType dtype, const Shape& shape);
+  int64_t used() const { return used_; }  // bytes so far, a multiple of kAlignment
+  bool on_host() const { return on_host_; }
 
  private:
   std::byte* begin_ = nullptr;
   int64_t capacity_ = 0;
   int64_t used_ = 0;
+  bool on_host_ = false;
 };
 
 // Where an arena's memory is: a device's own, or host memory that devices can copy without the host's help.
@@ -42,9 +55,12 @@ class Arena {
   // without a device it is ordinary memory.
   explicit Arena(int64_t bytes, Device device = {}, MemoryKind kind = MemoryKind::device);
   int64_t bytes() const { return bytes_; }
-  Carver carver() const { return Carver(memory_.get(), bytes_); }
+  Carver carver() const { return Carver(memory_.get(), bytes_ + kRedZone, on_host()); }
+  // On the host: nobody may touch it until a carver takes from it again.
+  void forbid() const;
 
  private:
+  bool on_host() const { return memory_.get_deleter().device.is_cpu(); }
   struct Free {
     void operator()(std::byte* p) const;
     Device device;

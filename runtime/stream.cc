@@ -41,7 +41,7 @@ void zero(Stream& stream, const Tensor& tensor) {
   });
 }
 
-Scratch::Scratch(Stream& stream, int64_t bytes) : stream_(stream) {
+Scratch::Scratch(Stream& stream, int64_t bytes) : stream_(stream), bytes_(bytes) {
   if (stream.open_ == stream.blocks_.size()) stream.blocks_.emplace_back();
   Arena& block = stream.blocks_[stream.open_];
   if (block.bytes() < bytes || block.bytes() == 0) {
@@ -51,6 +51,11 @@ Scratch::Scratch(Stream& stream, int64_t bytes) : stream_(stream) {
   }
   ++stream.open_;
   carver_ = block.carver();
+}
+
+Scratch::~Scratch() {
+  --stream_.open_;
+  stream_.blocks_[stream_.open_].forbid();
 }
 
 }  // namespace transxssm

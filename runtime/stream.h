@@ -5,11 +5,17 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "runtime/arena.h"
+#include "runtime/sanitizers.h"
+
+#ifdef TRANSXSSM_THREAD_SANITIZER
+#include <thread>
+#endif
 
 namespace transxssm {
 
@@ -46,24 +52,40 @@ void transfer(Stream& stream, const Tensor& from, const Tensor& to);
 // Sets every byte of a contiguous tensor on the stream's device to zero.
 void zero(Stream& stream, const Tensor& tensor);
 
-// Scratch memory of one operation, last in first out: a local variable.
+// Scratch memory of one operation, last in first out: a local variable. Once it is closed, the host must not
+// touch it; on a device, what was queued before still may.
 class Scratch {
  public:
   Scratch(Stream& stream, int64_t bytes);
-  ~Scratch() { --stream_.open_; }
+  ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   Carver carver() const { return carver_; }
   template <class T>
-  T* data() const {
+  T* data() const {  // all of it
     Carver carver = carver_;
-    return carver.take(DTypeOf<T>::value, {0}).template data<T>();
+    return carver.take(DTypeOf<T>::value, {bytes_ / int64_t{sizeof(T)}}).template data<T>();
   }
 
  private:
   Stream& stream_;
+  int64_t bytes_;
   Carver carver_;
 };
+
+// Runs fn(thread, threads) on each of up to `threads` threads, this one among them, and waits for them. fn
+// must not throw.
+template <class Fn>
+void on_team(int threads, Fn&& fn) {
+#ifdef TRANSXSSM_THREAD_SANITIZER  // it does not see how OpenMP's threads wait for one another
+  std::vector<std::jthread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back([&fn, t, threads] { fn(t, threads); });
+  fn(0, threads);
+#else
+#pragma omp parallel num_threads(threads)
+  fn(omp_get_thread_num(), omp_get_num_threads());
+#endif
+}
 
 // Runs fn(begin, end) over contiguous ranges that cover [0, count), one a thread; ranges are multiples of
 // `grain`. fn must not throw. Results must not depend on the cut: sum into fixed blocks, never per thread.
@@ -75,14 +97,11 @@ void parallel_ranges(const Stream& stream, int64_t count, int64_t grain, Fn&& fn
     if (count > 0) fn(int64_t{0}, count);
     return;
   }
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t t = omp_get_thread_num();
-    const int64_t n = omp_get_num_threads();
+  on_team(threads, [&](int64_t t, int64_t n) {
     const int64_t begin = blocks * t / n * grain;
     const int64_t end = std::min(count, blocks * (t + 1) / n * grain);
     if (begin < end) fn(begin, end);
-  }
+  });
 }
 
 // Runs fn(i, thread) for every i in [0, count), handed out one at a time: for items of unequal cost.
@@ -94,8 +113,10 @@ void parallel_items(const Stream& stream, int64_t count, Fn&& fn) {
     for (int64_t i = 0; i < count; ++i) fn(i, 0);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t i = 0; i < count; ++i) fn(i, omp_get_thread_num());
+  std::atomic<int64_t> next{0};
+  on_team(threads, [&](int thread, int) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) fn(i, thread);
+  });
 }
 
 }  // namespace transxssm

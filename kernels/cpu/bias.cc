@@ -75,7 +75,7 @@ void run(Stream& stream, const BiasBackward& args) {
   expect(args.dy, "BiasBackward.dy", dtype, shape);
   expect(args.d_bias, "BiasBackward.d_bias", sums, {shape[1]});
   const Shape partial_shape{num_partials(shape[0]), shape[1]};
-  Scratch scratch(stream, partial_shape.num_elements() * dtype_bytes(sums) + kAlignment);
+  Scratch scratch(stream, carved_bytes(sums, partial_shape));
   const Tensor partials = scratch.carver().take(sums, partial_shape);
   parallel_ranges(stream, shape[0], kRowsPerPartial, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(backward_rows)(args, partials, begin, end);

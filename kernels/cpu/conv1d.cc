@@ -270,7 +270,7 @@ void run(Stream& stream, const Conv1dBackward& args) {
   expect(args.d_weight, "Conv1dBackward.d_weight", sums, {channels, taps});
   expect(args.d_bias, "Conv1dBackward.d_bias", sums, {channels});
   const Shape shape_of_totals{rows, taps + 1, channels};
-  Scratch scratch(stream, shape_of_totals.num_elements() * dtype_bytes(DType::f64) + kAlignment);
+  Scratch scratch(stream, carved_bytes(DType::f64, shape_of_totals));
   const Tensor totals = scratch.carver().take(DType::f64, shape_of_totals);
   const int64_t tiles = num_conv_tiles(channels);
   parallel_items(stream, rows * tiles, [&](int64_t item, int) {

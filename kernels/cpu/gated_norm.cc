@@ -212,7 +212,7 @@ void run(Stream& stream, const GatedNormBackward& args) {
   expect(args.dz, "GatedNormBackward.dz", dtype, shape);
   expect(args.d_weight, "GatedNormBackward.d_weight", sums, {shape[1]});
   const Shape shape_of_partials{num_partials(shape[0]), shape[1]};
-  Scratch scratch(stream, shape_of_partials.num_elements() * dtype_bytes(sums) + kAlignment);
+  Scratch scratch(stream, carved_bytes(sums, shape_of_partials));
   const Tensor partials = scratch.carver().take(sums, shape_of_partials);
   parallel_ranges(stream, shape[0], kRowsPerPartial, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(backward_rows)(args, partials, begin, end);

@@ -77,7 +77,7 @@ Tensor block(const Tensor& matrix, bool transposed, int64_t row, int64_t rows, i
 void product_widened(Stream& stream, const Gemm& args, int64_t m, int64_t n, int64_t k) {
   constexpr int64_t kBlock = 512;  // three in f32 take 3 MB; widening costs a twentieth of the products
   const int64_t size = kBlock * kBlock;
-  Scratch scratch(stream, 3 * (size * dtype_bytes(DType::f32) + kAlignment));
+  Scratch scratch(stream, 3 * carved_bytes(DType::f32, {size}));
   Carver carver = scratch.carver();
   const Tensor memory[3] = {carver.take(DType::f32, {size}), carver.take(DType::f32, {size}),
                             carver.take(DType::f32, {size})};

@@ -105,9 +105,10 @@ bool product_bf16(Stream& stream, const Gemm& args) {
   if (!p.product) return false;
   const bool packs{p.pack};
   const int64_t packed_bytes = packs ? bytes(p.packed) : 0;
-  Scratch scratch(stream, bytes(p.scratchpad) + packed_bytes + 2 * kAlignment);
+  const int64_t scratch_bytes = bytes(p.scratchpad);
+  Scratch scratch(stream, carved_bytes(DType::u8, {scratch_bytes}) + carved_bytes(DType::u8, {packed_bytes}));
   Carver carver = scratch.carver();
-  p.scratchpad.set_data_handle(carver.take(DType::u8, {bytes(p.scratchpad)}).raw());
+  p.scratchpad.set_data_handle(carver.take(DType::u8, {scratch_bytes}).raw());
   p.a.set_data_handle(args.a.raw());
   p.b.set_data_handle(args.b.raw());
   p.c.set_data_handle(args.c.raw());

@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 
 #include "runtime/cpu_features.h"
@@ -75,17 +76,16 @@ double measure(const Stream& stream, Fn&& go) {
   using Clock = std::chrono::steady_clock;
   double best = 0;
   for (int i = 0; i < kGoes; ++i) {
-    double operations = 0;
+    std::atomic<double> operations = 0;
     const Clock::time_point begin = Clock::now();
-#pragma omp parallel num_threads(stream.num_threads()) reduction(+ : operations)
-    {
+    on_team(stream.num_threads(), [&](int, int) {
       volatile float kept;
       float sink = 0;
       operations += go(kRounds, &sink);
       kept = sink;
       static_cast<void>(kept);
-    }
-    best = std::max(best, operations / std::chrono::duration<double>(Clock::now() - begin).count());
+    });
+    best = std::max(best, operations.load() / std::chrono::duration<double>(Clock::now() - begin).count());
   }
   return best;
 }

@@ -104,8 +104,7 @@ void run(Stream& stream, const ResidualBackward& args) {
   expect_or_empty(args.d_branch, "ResidualBackward.d_branch", branch, shape);
   if (args.d_weight) expect(args.x, "ResidualBackward.x", dtype, shape);
   const Shape partial_shape{num_partials(shape[0]), shape[1]};
-  const int64_t bytes = partial_shape.num_elements() * dtype_bytes(sums) + kAlignment;
-  Scratch scratch(stream, args.d_weight ? bytes : 0);
+  Scratch scratch(stream, args.d_weight ? carved_bytes(sums, partial_shape) : 0);
   const Tensor partials = args.d_weight ? scratch.carver().take(sums, partial_shape) : Tensor();
   parallel_ranges(stream, shape[0], kRowsPerPartial, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(backward_rows)(args, partials, begin, end);

@@ -160,7 +160,7 @@ void run(Stream& stream, const RmsNormBackward& args) {
   expect_or_empty(args.d_residual_weight, "RmsNormBackward.d_residual_weight", sums, channels);
   const bool learned = args.x && args.d_residual_weight;
   const Shape partials{num_partials(shape[0]), shape[1]};
-  Scratch scratch(stream, 2 * (partials.num_elements() * dtype_bytes(sums) + kAlignment));
+  Scratch scratch(stream, 2 * carved_bytes(sums, partials));
   Carver carver = scratch.carver();
   const Tensor weight_partials = carver.take(sums, partials);
   const Tensor residual_partials = learned ? carver.take(sums, partials) : Tensor();

@@ -12,7 +12,8 @@ class ThreadBuffers {
   ThreadBuffers(Stream& stream, const Sizes& sizes)
       : sizes_(sizes), bytes_(count(sizes)), scratch_(stream, stream.num_threads() * bytes_) {}
   Buffers operator()(int thread) const {
-    Carver own(reinterpret_cast<std::byte*>(scratch_.template data<uint8_t>()) + thread * bytes_, bytes_);
+    Carver own(reinterpret_cast<std::byte*>(scratch_.template data<uint8_t>()) + thread * bytes_, bytes_,
+               true);
     return Buffers(own, sizes_);
   }
 

@@ -18,7 +18,7 @@ class DeviceCopy {
  public:
   DeviceCopy(Stream& stream, std::vector<CheckpointTensor>& host) : stream_(stream), host_(host) {
     int64_t bytes = 0;
-    for (const CheckpointTensor& t : host) bytes += t.data.num_bytes() + kAlignment;
+    for (const CheckpointTensor& t : host) bytes += t.data ? carved_bytes(t.data.dtype(), t.data.shape()) : 0;
     arena_ = Arena(bytes, stream.device());
     Carver carver = arena_.carver();
     for (const CheckpointTensor& t : host) {

@@ -150,7 +150,7 @@ void check_pipeline(Mesh& mesh, const Schedule& schedule, const Shape& boundary,
     pipeline.run_forward(work, schedule.num_microbatches + step);
     work.expect(schedule.num_microbatches + step);
   }
-  const int64_t one_boundary = (boundary.num_elements() * 8 + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t one_boundary = carved_bytes(DType::f64, boundary);
   const PipelineBuffers buffers = pipeline_buffers(pipeline.schedule(), mesh.coordinate().pp);
   EXPECT_EQ(pipeline.buffer_bytes(),
             one_boundary * (buffers.receive + buffers.send_forward + buffers.send_backward));

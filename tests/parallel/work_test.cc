@@ -9,6 +9,7 @@
 
 #include "parallel/local.h"
 #include "parallel/mesh.h"
+#include "runtime/sanitizers.h"
 
 namespace transxssm {
 namespace {
@@ -88,7 +89,7 @@ TEST(ManyRanks, MeetInFewMessages) {
   constexpr int kRanks = 512, kRounds = 9;
   const auto start = Clock::now();
   run_as_ranks(kRanks, [&](Communicator& world) {
-    world.set_timeout(seconds(100));
+    world.set_timeout(seconds(100 * kSlower));
     const auto messages = [&](auto&& fn) {
       const int64_t before = world.traffic().messages;
       fn();
@@ -110,7 +111,7 @@ TEST(ManyRanks, MeetInFewMessages) {
     EXPECT_EQ(sum, 64);
     world.work("start", world.rank() == 0 ? [] {} : std::function<void()>());
   });
-  EXPECT_LT(Clock::now() - start, seconds(60));
+  EXPECT_LT(Clock::now() - start, seconds(60 * kSlower));
 }
 
 }  // namespace
