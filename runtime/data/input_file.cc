@@ -22,15 +22,17 @@ namespace {
 // The bytes as stored, through a buffer that can be looked into.
 class Stored {
  public:
-  explicit Stored(const std::string& path)
-      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)), buffer_(1 << 18) {
+  Stored(const std::string& path, size_t buffer_bytes)
+      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)), buffer_(buffer_bytes) {
+    TRANSXSSM_CHECK(buffer_bytes >= kMaxPeek, "a buffer of {} bytes", buffer_bytes);
     if (fd_ < 0) throw DataError("Cannot open {}: {}.", path, std::strerror(errno));
   }
   ~Stored() { ::close(fd_); }
   Stored(const Stored&) = delete;
   Stored& operator=(const Stored&) = delete;
 
-  // The bytes at hand, at least `bytes` of them (at most 4096) unless the file ends.
+  static constexpr size_t kMaxPeek = 4;  // what a format begins with
+  // The bytes at hand, at least `bytes` of them (at most kMaxPeek) unless the file ends.
   std::string_view peek(size_t bytes = 1) {
     while (end_ - begin_ < bytes && !ended_) {
       if (begin_ > 0) {
@@ -186,7 +188,7 @@ class Zstd final : public Decoder {
 // Looks at the first bytes of the content before it hands them out.
 class TextInput final : public InputFile {
  public:
-  explicit TextInput(const std::string& path) : stored_(path) {
+  TextInput(const std::string& path, size_t read_bytes) : stored_(path, read_bytes) {
     const std::string_view head = stored_.peek(4);
     if (is_gzip(head))
       decoder_ = std::make_unique<Gzip>(stored_);
@@ -232,8 +234,8 @@ class TextInput final : public InputFile {
 
 }  // namespace
 
-std::unique_ptr<InputFile> open_input(const std::string& path) {
-  return std::make_unique<TextInput>(path);
+std::unique_ptr<InputFile> open_input(const std::string& path, size_t read_bytes) {
+  return std::make_unique<TextInput>(path, read_bytes);
 }
 
 }  // namespace transxssm

@@ -19,7 +19,7 @@ class InputFile {
 };
 
 // gzip (also the dictd .dz) and zstd by their first bytes, of any number of members or frames; anything else
-// as it is. Symbolic links are followed; pipes are read.
-std::unique_ptr<InputFile> open_input(const std::string& path);
+// as it is. Symbolic links are followed; pipes are read. `read_bytes` are taken from the file at once.
+std::unique_ptr<InputFile> open_input(const std::string& path, size_t read_bytes = size_t{1} << 18);
 
 }  // namespace transxssm

@@ -17,7 +17,6 @@
 namespace transxssm {
 namespace {
 
-constexpr size_t kReadBytes = 1 << 18;
 constexpr size_t kLookBack = 1 << 12;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
@@ -80,7 +79,7 @@ struct TextReader::State {
   bool open_next() {
     if (next_input == options.inputs.size()) return false;
     path = options.inputs[next_input++];
-    file = open_input(path);
+    file = open_input(path, options.read_bytes);
     buffer.clear();
     begin = 0;
     offset = line = 0;
@@ -103,8 +102,8 @@ struct TextReader::State {
     }
     while (!end_of_file && buffer.size() - begin < bytes) {
       const size_t held = buffer.size();
-      buffer.resize(held + kReadBytes);
-      const size_t count = file->read(buffer.data() + held, kReadBytes);
+      buffer.resize(held + options.read_bytes);
+      const size_t count = file->read(buffer.data() + held, options.read_bytes);
       buffer.resize(held + count);
       end_of_file = count == 0;
     }
@@ -206,7 +205,7 @@ struct TextReader::State {
       const size_t newline = rest().find('\n');
       advance(newline == std::string_view::npos ? rest().size() : newline + 1);
       if (newline != std::string_view::npos) return;
-      fill(kReadBytes);
+      fill(options.read_bytes);
       if (rest().empty()) return;
     }
   }
@@ -282,7 +281,7 @@ TextReader::TextReader(TextReaderOptions options) : state_(std::make_unique<Stat
     state_->total_bytes += info.st_size;
     // A file of another kind is found before any work; what is in a pipe can be read only once.
     char first;
-    if (S_ISREG(info.st_mode)) open_input(path)->read(&first, 1);
+    if (S_ISREG(info.st_mode)) open_input(path, options.read_bytes)->read(&first, 1);
   }
   state_->options = std::move(options);
 }

@@ -31,6 +31,7 @@ struct TextReaderOptions {
   bool skip_bad_lines = false;
   const Tokenizer* tokenizer = nullptr;  // what the pieces are for, so that cuts change none of its ids
   int64_t piece_bytes = 1 << 20;
+  size_t read_bytes = size_t{1} << 18;  // taken from a file at once
 };
 
 struct TextPiece {
