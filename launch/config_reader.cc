@@ -91,10 +91,10 @@ void ConfigReader::note(const std::string& mistake) {
 }
 
 void ConfigReader::add_mistake(const std::string& path, const std::string& what) {
+  mistaken_paths_.insert(path);  // also where the list is full: nothing may be computed from such a field
   if (is_full()) return;
   const auto place = places_.find(path);
   note(fmt::format("{}: {}: {}", place == places_.end() ? name_ : place->second, printable(path), what));
-  mistaken_paths_.insert(path);
 }
 
 bool ConfigReader::has_mistake(const std::string& path) const {
@@ -149,7 +149,7 @@ void ConfigReader::set_scalar(Message& message, const FieldDescriptor& field, co
           value.kind != Kind::string ? parse_double(value.text) : std::nullopt;
       if (!parsed) return add_mistake(path, fmt::format("\"{}\" is not a number", printable(value.text)));
       if (!std::isfinite(*parsed))
-        return add_mistake(path, fmt::format("{} is not a finite number", value.text));
+        return add_mistake(path, fmt::format("{} is not a finite number", printable(value.text)));
       return reflection.SetDouble(&message, &field, *parsed);
     }
     case FieldDescriptor::CPPTYPE_BOOL: {
