@@ -11,6 +11,7 @@
 
 #include "model/model.pb.h"
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 namespace {
@@ -28,7 +29,8 @@ Enum from_word(const char* field, std::string_view word) {
   constexpr auto words = words_of(Enum{});
   const auto found = std::find(words.begin(), words.end(), word);
   if (found == words.end())
-    throw UsageError("{}: \"{}\" is not known; legal values are {}", field, word, fmt::join(words, ", "));
+    throw UsageError("{}: \"{}\" is not known; legal values are {}", field, printable(word),
+                     fmt::join(words, ", "));
   return static_cast<Enum>(found - words.begin());
 }
 
@@ -177,7 +179,7 @@ class Problems {
     const size_t wrong = c.layer_pattern.find_first_not_of("AS");
     if (wrong != std::string::npos)
       list.push_back(fmt::format("layer_pattern: letter {} is \"{}\"; legal letters are A and S", wrong + 1,
-                                 c.layer_pattern[wrong]));
+                                 printable(std::string_view(c.layer_pattern).substr(wrong, 1))));
     if (static_cast<int64_t>(c.layer_pattern.size()) != c.num_layers)
       list.push_back(fmt::format("layer_pattern: has {} letters; num_layers {} needs one a layer",
                                  c.layer_pattern.size(), c.num_layers));
@@ -212,7 +214,7 @@ ModelConfig model_config_from_text(std::string_view textproto) {
   FirstError error;
   parser.RecordErrorsTo(&error);
   if (!parser.ParseFromString(std::string(textproto), &message))
-    throw UsageError("model configuration:{}", error.text);
+    throw UsageError("model configuration:{}", printable(error.text, 400));
   ModelConfig config = message.has_preset() ? model_preset(message.preset()) : ModelConfig();
   for_each_field(config, message, [](const char* name, auto& field, auto&& has, auto&& get, auto&&) {
     using Field = std::remove_cvref_t<decltype(field)>;
@@ -301,22 +303,24 @@ std::vector<std::string> mesh_problems(const ModelConfig& c, int pp, int tp) {
                                c.num_layers, c.num_layers));
   const bool attention = c.num_attention_layers() > 0;
   const bool state_space = c.num_attention_layers() < c.num_layers;
-  const auto wrong = [&](int t) {
-    std::vector<std::string> reasons;
-    if (t < 1) return std::vector<std::string>{"is not positive"};
-    if (c.num_heads % t != 0) reasons.push_back(fmt::format("does not divide num_heads {}", c.num_heads));
-    if (c.d_ff % t != 0) reasons.push_back(fmt::format("does not divide d_ff {}", c.d_ff));
-    if (attention && !shares(c.kv_heads(), t))
-      reasons.push_back(fmt::format("neither divides nor is a multiple of num_kv_heads {}", c.kv_heads()));
-    if (state_space && !shares(c.groups(), t))
-      reasons.push_back(fmt::format("neither divides nor is a multiple of num_groups {}", c.groups()));
-    return reasons;
+  const auto fits = [&](int t) {
+    return t >= 1 && c.num_heads % t == 0 && c.d_ff % t == 0 && (!attention || shares(c.kv_heads(), t)) &&
+           (!state_space || shares(c.groups(), t));
   };
-  const std::vector<std::string> reasons = wrong(tp);
-  if (reasons.empty()) return list;
+  if (fits(tp)) return list;
+  std::vector<std::string> reasons;
+  if (tp < 1) reasons.push_back("is not positive");
+  if (tp >= 1 && c.num_heads % tp != 0)
+    reasons.push_back(fmt::format("does not divide num_heads {}", c.num_heads));
+  if (tp >= 1 && c.d_ff % tp != 0) reasons.push_back(fmt::format("does not divide d_ff {}", c.d_ff));
+  if (tp >= 1 && attention && !shares(c.kv_heads(), tp))
+    reasons.push_back(fmt::format("neither divides nor is a multiple of num_kv_heads {}", c.kv_heads()));
+  if (tp >= 1 && state_space && !shares(c.groups(), tp))
+    reasons.push_back(fmt::format("neither divides nor is a multiple of num_groups {}", c.groups()));
+  // There may be a million heads.
   std::string legal;
   for (int t = 1; t <= c.num_heads; ++t)
-    if (wrong(t).empty()) legal += (legal.empty() ? "" : ", ") + std::to_string(t);
+    if (fits(t)) legal += (legal.empty() ? "" : ", ") + std::to_string(t);
   for (const std::string& reason : reasons)
     list.push_back(fmt::format("parallel.tp: {} {}; legal values are {}", tp, reason, legal));
   return list;
@@ -358,7 +362,7 @@ ModelConfig model_preset(std::string_view name) {
     }
     return config;
   }
-  throw UsageError("preset: \"{}\" is not known; known presets are {}", name,
+  throw UsageError("preset: \"{}\" is not known; known presets are {}", printable(name),
                    fmt::join(model_preset_names(), ", "));
 }
 
