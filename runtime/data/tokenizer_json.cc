@@ -24,7 +24,8 @@ bool is_comment(std::string_view merge) {
   return merge.starts_with("#version");
 }
 
-// Reads one file; every refusal names the file and the JSON path.
+// Reads one file; every refusal names the file and the JSON path, and quotes words of the file as
+// printable().
 class Parser {
  public:
   Parser(const std::string& name, TokenizerSpec& spec) : name_(name), spec_(spec) {}
@@ -57,7 +58,8 @@ class Parser {
   void object(const Json& json, const std::string& path, const std::set<std::string>& keys) const {
     if (!json.is_object()) refuse(path, "must be an object");
     for (const auto& [key, value] : json.items()) {
-      if (!keys.contains(key)) refuse(path, fmt::format("has the field '{}', which is not supported", key));
+      if (!keys.contains(key))
+        refuse(path, fmt::format("has the field '{}', which is not supported", printable(key)));
     }
   }
 
@@ -87,6 +89,13 @@ class Parser {
     return json.get<T>();
   }
 
+  // Null where there is no object, or no such member of it.
+  static const Json* member(const Json* json, const std::string& key) {
+    if (json == nullptr || !json->is_object()) return nullptr;
+    const auto found = json->find(key);
+    return found == json->end() ? nullptr : &*found;
+  }
+
   void null_or_absent(const Json& json, const std::string& key, const std::string& path) const {
     if (json.contains(key) && !json[key].is_null()) refuse(path, "must be null: it is not supported");
   }
@@ -107,7 +116,7 @@ class Parser {
            {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
             "byte_fallback", "ignore_merges", "vocab", "merges"});
     const auto type = get_or<std::string>(json, "type", "model", "BPE");
-    if (type != "BPE") refuse("model.type", fmt::format("is '{}'; only BPE is supported", type));
+    if (type != "BPE") refuse("model.type", fmt::format("is '{}'; only BPE is supported", printable(type)));
     null_or_absent(json, "dropout", "model.dropout");
     null_or_absent(json, "unk_token", "model.unk_token");
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -123,7 +132,8 @@ class Parser {
   void vocab(const Json& json) {
     if (!json.contains("vocab") || !json["vocab"].is_object()) refuse("model.vocab", "must be an object");
     for (const auto& [token, id] : json["vocab"].items()) {
-      spec_.vocab.emplace_back(token, convert<int32_t>(id, fmt::format("model.vocab['{}']", token)));
+      spec_.vocab.emplace_back(token,
+                               convert<int32_t>(id, fmt::format("model.vocab['{}']", printable(token))));
     }
     std::stable_sort(spec_.vocab.begin(), spec_.vocab.end(),
                      [](const auto& a, const auto& b) { return a.second < b.second; });
@@ -132,7 +142,8 @@ class Parser {
 
   int32_t merge_part(const std::string& token, const std::string& path) const {
     const auto found = ids_.find(token);
-    if (found == ids_.end()) refuse(path, fmt::format("uses '{}', which is not in model.vocab", token));
+    if (found == ids_.end())
+      refuse(path, fmt::format("uses '{}', which is not in model.vocab", printable(token)));
     return found->second;
   }
 
@@ -182,14 +193,15 @@ class Parser {
   void normalizer(const Json& json) {
     if (json.is_null()) return;
     const auto type = type_of(json, "normalizer");
-    if (type != "NFC") refuse("normalizer.type", fmt::format("is '{}'; only NFC or null is supported", type));
+    if (type != "NFC")
+      refuse("normalizer.type", fmt::format("is '{}'; only NFC or null is supported", printable(type)));
     spec_.nfc = true;
   }
 
   void byte_level(const Json& json, const std::string& path) {
     const auto type = type_of(json, path);
     if (type != "ByteLevel")
-      refuse(path + ".type", fmt::format("is '{}'; only ByteLevel is supported here", type));
+      refuse(path + ".type", fmt::format("is '{}'; only ByteLevel is supported here", printable(type)));
     object(json, path, {"type", "add_prefix_space", "trim_offsets", "use_regex"});
     spec_.add_prefix_space = get<bool>(json, "add_prefix_space", path);
     spec_.use_regex = get_or(json, "use_regex", path, true);
@@ -223,7 +235,7 @@ class Parser {
     if (parts.size() == 2) {
       const auto type = type_of(parts[0], path + "[0]");
       if (type != "Split")
-        refuse(path + "[0].type", fmt::format("is '{}'; only Split is supported here", type));
+        refuse(path + "[0].type", fmt::format("is '{}'; only Split is supported here", printable(type)));
       split(parts[0], path + "[0]");
     }
     byte_level(parts.back(), fmt::format("{}[{}]", path, parts.size() - 1));
@@ -233,7 +245,7 @@ class Parser {
     if (json.is_null()) return;
     const auto type = type_of(json, "decoder");
     if (type != "ByteLevel")
-      refuse("decoder.type", fmt::format("is '{}'; only ByteLevel is supported", type));
+      refuse("decoder.type", fmt::format("is '{}'; only ByteLevel is supported", printable(type)));
   }
 
   void post_processor(const Json& json, const std::string& path) {
@@ -245,7 +257,7 @@ class Parser {
       refuse(path + ".type",
              fmt::format("is '{}'; only ByteLevel, TemplateProcessing and a Sequence of them are "
                          "supported",
-                         type));
+                         printable(type)));
     }
     size_t index = 0;
     for (const Json& part : json["processors"])
@@ -277,13 +289,10 @@ class Parser {
 
   void template_token(const Json& json, const std::string& id, const std::string& path,
                       std::vector<int32_t>& ids) {
-    const std::string token_path = fmt::format("{}.special_tokens['{}'].ids", path, id);
-    const Json tokens = json.value("special_tokens", Json::object());
-    if (!tokens.is_object() || !tokens.contains(id) || !tokens[id].is_object() ||
-        !tokens[id].contains("ids") || !tokens[id]["ids"].is_array()) {
-      refuse(token_path, "must be an array of ids");
-    }
-    for (const Json& value : tokens[id]["ids"]) ids.push_back(convert<int32_t>(value, token_path));
+    const std::string token_path = fmt::format("{}.special_tokens['{}'].ids", path, printable(id));
+    const Json* list = member(member(member(&json, "special_tokens"), id), "ids");
+    if (list == nullptr || !list->is_array()) refuse(token_path, "must be an array of ids");
+    for (const Json& value : *list) ids.push_back(convert<int32_t>(value, token_path));
   }
 
   const std::string& name_;
@@ -360,7 +369,7 @@ std::string write_tokenizer_json(const TokenizerSpec& spec) {
                             {"added_tokens", added},
                             {"normalizer", spec.nfc ? OrderedJson{{"type", "NFC"}} : OrderedJson()},
                             {"pre_tokenizer", pre_tokenizer_json(spec)},
-                            {"post_processor", OrderedJson::parse(spec.post_processor)},
+                            {"post_processor", OrderedJson(Json::parse(spec.post_processor))},
                             {"decoder", byte_level_json(true, true)},
                             {"model",
                              {{"type", "BPE"},

@@ -7,6 +7,7 @@
 
 #include "runtime/data/byte_symbols.h"
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 namespace {
@@ -43,7 +44,7 @@ void check_added_tokens(const TokenizerSpec& spec, const std::unordered_map<std:
     const int32_t expected = known != ids.end() ? known->second : next;
     if (token.id != expected) {
       throw DataError("{}: added_tokens[{}].id is {}, but '{}' is token {}: correct the file.", name, i,
-                      token.id, token.content, expected);
+                      token.id, printable(token.content), expected);
     }
     if (token.id >= next) next = token.id + 1;
   }
@@ -67,7 +68,8 @@ void check_tokenizer_spec(const TokenizerSpec& spec, const std::string& name) {
   int32_t previous = -1;
   for (const auto& [token, id] : spec.vocab) {
     if (id <= previous)
-      throw DataError("{}: model.vocab['{}'] has the id {}, which another token has.", name, token, id);
+      throw DataError("{}: model.vocab['{}'] has the id {}, which another token has.", name, printable(token),
+                      id);
     previous = id;
     ids.emplace(token, id);
   }
@@ -77,8 +79,8 @@ void check_tokenizer_spec(const TokenizerSpec& spec, const std::string& name) {
   for (const auto& [token, id] : spec.vocab) all.insert(id);
   for (const AddedToken& token : spec.added_tokens) {
     if (!ids.contains(token.content) && !all.insert(token.id).second) {
-      throw DataError("{}: added token '{}' has the id {}, which another token has.", name, token.content,
-                      token.id);
+      throw DataError("{}: added token '{}' has the id {}, which another token has.", name,
+                      printable(token.content), token.id);
     }
   }
   for (const auto* list : {&spec.template_prefix, &spec.template_suffix}) {
