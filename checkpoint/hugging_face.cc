@@ -33,10 +33,10 @@ auto guarded(const std::string& path, Fn&& fn) {
   }
 }
 
-// Shards lie in the folder itself.
+// Shards lie in the folder itself, and messages name them.
 bool is_shard_name(const std::string& name) {
   return name.size() < 256 && name.ends_with(".safetensors") && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
+         printable(name, name.size()) == name;
 }
 
 // Which shard has which tensor.
@@ -242,8 +242,8 @@ std::vector<float> WeightFolder::read(const std::string& name) const {
   }
   for (size_t i = 0; i < values.size(); ++i) {
     if (!std::isfinite(values[i]))
-      throw CheckpointError("{}: tensor {} {} is {} at element {}", file.path, name, entry.shape.to_string(),
-                            values[i], i);
+      throw CheckpointError("{}: tensor {} {} is {} at element {}", file.path, printable(name),
+                            entry.shape.to_string(), values[i], i);
   }
   return values;
 }

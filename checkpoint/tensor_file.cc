@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 
@@ -31,12 +32,12 @@ bool TensorFile::has(const std::string& name) const {
 const SafetensorsEntry& TensorFile::find(const std::string& name) const {
   for (const SafetensorsEntry& entry : entries_)
     if (entry.key == name) return entry;
-  throw CheckpointError("{}: tensor {} is missing", path_, name);
+  throw CheckpointError("{}: tensor {} is missing", path_, printable(name));
 }
 
 void TensorFile::check_shape(const SafetensorsEntry& entry, const Shape& shape) const {
   if (!(entry.shape == shape))
-    throw CheckpointError("{}: tensor {} has shape {} instead of {}", path_, entry.key,
+    throw CheckpointError("{}: tensor {} has shape {} instead of {}", path_, printable(entry.key),
                           entry.shape.to_string(), shape.to_string());
 }
 
@@ -46,7 +47,7 @@ std::vector<T> TensorFile::read(const SafetensorsEntry& entry) const {
   try {
     file_->read(header_bytes_ + entry.begin, std::as_writable_bytes(std::span(elements)));
   } catch (const std::system_error& error) {
-    throw CheckpointError("{}: tensor {} cannot be read: {}", path_, entry.key, error.what());
+    throw CheckpointError("{}: tensor {} cannot be read: {}", path_, printable(entry.key), error.what());
   }
   return elements;
 }
@@ -61,11 +62,12 @@ std::vector<double> TensorFile::reals(const std::string& name, const Shape& shap
     const std::vector<float> narrow = read<float>(entry);
     elements.assign(narrow.begin(), narrow.end());
   } else {
-    throw CheckpointError("{}: tensor {} is {} instead of f32 or f64", path_, name, dtype_name(entry.dtype));
+    throw CheckpointError("{}: tensor {} is {} instead of f32 or f64", path_, printable(name),
+                          dtype_name(entry.dtype));
   }
   for (size_t i = 0; i < elements.size(); ++i)
     if (!std::isfinite(elements[i]))
-      throw CheckpointError("{}: element {} of tensor {} is {}", path_, i, name, elements[i]);
+      throw CheckpointError("{}: element {} of tensor {} is {}", path_, i, printable(name), elements[i]);
   return elements;
 }
 
@@ -74,7 +76,8 @@ std::vector<int64_t> TensorFile::integers(const std::string& name, const Shape& 
   check_shape(entry, shape);
   if (entry.dtype == DType::i64) return read<int64_t>(entry);
   if (entry.dtype != DType::i32)
-    throw CheckpointError("{}: tensor {} is {} instead of i64 or i32", path_, name, dtype_name(entry.dtype));
+    throw CheckpointError("{}: tensor {} is {} instead of i64 or i32", path_, printable(name),
+                          dtype_name(entry.dtype));
   const std::vector<int32_t> narrow = read<int32_t>(entry);
   return {narrow.begin(), narrow.end()};
 }
