@@ -17,6 +17,7 @@
 
 #include "parallel/communicator.h"
 #include "runtime/error.h"
+#include "runtime/printable.h"
 
 namespace transxssm {
 namespace {
@@ -58,9 +59,10 @@ void assign(char (&to)[N], std::string_view from) {
   to[bytes] = '\0';
 }
 
+// A text of a record, which anyone may have written.
 template <size_t N>
-std::string text_of(const char (&from)[N]) {
-  return std::string(from, strnlen(from, N));
+std::string_view text_of(const char (&from)[N]) {
+  return {from, strnlen(from, N)};
 }
 
 std::string host_name() {
@@ -189,18 +191,19 @@ std::vector<Progress> read_progress(const std::string& directory, int size) {
     if (!file.read(reinterpret_cast<char*>(&r), sizeof r) || r.magic != kMagic) continue;
     Progress p;
     p.rank = rank;
-    p.host = text_of(r.host);
+    p.host = printable(text_of(r.host));
     p.pid = r.pid;
     p.step = r.step;
-    p.action = text_of(r.action);
+    p.action = printable(text_of(r.action));
     p.waiting = r.waiting != 0;
     if (p.waiting)
-      p.operation = fmt::format("{} {} #{}", text_of(r.operation), text_of(r.communicator), r.sequence);
+      p.operation =
+          printable(fmt::format("{} {} #{}", text_of(r.operation), text_of(r.communicator), r.sequence));
     p.peer = p.waiting ? r.peer : -1;
-    p.seconds_ago = static_cast<double>(now_ns() - r.changed_ns) * 1e-9;
+    p.seconds_ago = (static_cast<double>(now_ns()) - static_cast<double>(r.changed_ns)) * 1e-9;
     if (p.host == here) p.state = process_state(p.pid);
     p.failure = r.failure;
-    if (p.failure != 0) p.message = text_of(r.message);
+    if (p.failure != 0) p.message = printable_message(text_of(r.message));
     records.push_back(p);
   }
   return records;
