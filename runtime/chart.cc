@@ -7,12 +7,17 @@
 #include <limits>
 #include <span>
 
+#include "runtime/printable.h"
+
 namespace transxssm {
 
 std::string escape_markup(const std::string& text) {
   std::string out;
-  for (const char c : text) {
+  for (const char c : printable_message(text)) {  // a control character would spoil the whole file
     switch (c) {
+      case '\t':
+        out += ' ';
+        break;
       case '<':
         out += "&lt;";
         break;
