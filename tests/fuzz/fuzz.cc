@@ -1,6 +1,10 @@
 #include "tests/fuzz/fuzz.h"
 
 #include <fcntl.h>
+#include <google/protobuf/stubs/common.h>
+#if GOOGLE_PROTOBUF_VERSION < 4022000
+#include <google/protobuf/stubs/logging.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -53,6 +57,14 @@ class Scratch {
   std::string path;
 };
 
+// Protocol buffers would write a line to the terminal for every text of an input that is no UTF-8.
+[[maybe_unused]] const bool protocol_buffers_are_quiet = [] {
+#if GOOGLE_PROTOBUF_VERSION < 4022000
+  google::protobuf::SetLogHandler(nullptr);
+#endif
+  return true;
+}();
+
 std::vector<Target>& all_targets() {
   static std::vector<Target> list;
   return list;
@@ -62,6 +74,10 @@ std::vector<Target>& all_targets() {
 
 const std::vector<Target>& targets() {
   return all_targets();
+}
+
+void PrintTo(const Target& target, std::ostream* out) {
+  *out << target.name;
 }
 
 bool add_target(Target target) {
@@ -121,9 +137,14 @@ std::string_view Bytes::take(uint64_t bytes) {
   return taken;
 }
 
+std::string little_endian(uint64_t value, int bytes) {
+  std::string text;
+  for (int i = 0; i < bytes; ++i) text.push_back(static_cast<char>(value >> (8 * i)));
+  return text;
+}
+
 std::string part(std::string_view bytes) {
-  return std::string{static_cast<char>(bytes.size() & 0xFF), static_cast<char>(bytes.size() >> 8)} +
-         std::string(bytes);
+  return little_endian(bytes.size(), 4).append(bytes);
 }
 
 std::unique_ptr<WritableFile> MemoryFiles::create(const std::string& path) {

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -33,7 +34,8 @@ struct Target {
   size_t max_bytes;  // of inputs that are made up; findings may be longer
   void (*run)(std::string_view input);
 };
-const std::vector<Target>& targets();  // by name
+const std::vector<Target>& targets();                   // by name
+void PrintTo(const Target& target, std::ostream* out);  // for GoogleTest
 bool add_target(Target target);
 
 #define FUZZ_TARGET(name, max_bytes)                                 \
@@ -78,14 +80,16 @@ class Bytes {
   uint8_t byte();
   uint64_t number(int bytes);                          // little-endian
   std::string_view take(uint64_t bytes);               // as many as there are
-  std::string_view part() { return take(number(2)); }  // a length of two bytes, then as many
+  std::string_view part() { return take(number(4)); }  // a length of four bytes, then as many
   std::string_view rest() const { return rest_; }
   bool empty() const { return rest_.empty(); }
 
  private:
   std::string_view rest_;
 };
-std::string part(std::string_view bytes);  // what Bytes::part takes
+// What Bytes takes as a number or part.
+std::string little_endian(uint64_t value, int bytes);
+std::string part(std::string_view bytes);
 
 // Files to read, in memory.
 class MemoryFiles : public FileSystem {

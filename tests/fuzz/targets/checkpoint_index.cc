@@ -1,4 +1,5 @@
-// Everything small of a checkpoint together: parts of two bytes of length, the manifest, then its tables.
+// Everything small of a checkpoint together: parts with four bytes of length before each, the manifest, then
+// its tables.
 #include "checkpoint/index.h"
 
 #include "tests/fuzz/fuzz.h"

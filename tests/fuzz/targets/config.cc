@@ -1,11 +1,12 @@
 // A configuration of a run: textproto or JSON, told apart by a first brace. Lines after a NUL are overrides.
 #include "launch/config.h"
 
+#include "launch/run_length.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace transxssm {
 
-FUZZ_TARGET(config, 2048) {
+FUZZ_TARGET(config, 1024) {
   const std::string text(input.substr(0, input.find('\0')));
   std::vector<std::string> overrides;
   for (size_t at = text.size(); at < input.size() && overrides.size() < 8;) {
@@ -22,6 +23,7 @@ FUZZ_TARGET(config, 2048) {
   fuzz::expect(to_text(*again) == written, "a configuration written again says something else");
   tokens_per_step(config);
   num_microbatches(config);
+  settle_learning_rate(config, {});
 }
 
 }  // namespace transxssm

@@ -38,7 +38,7 @@ bool same_history(const MetricsHistory& a, const MetricsHistory& b) {
 
 }  // namespace
 
-FUZZ_TARGET(metrics, 2048) {
+FUZZ_TARGET(metrics, 1024) {
   const MetricsHistory history = read_metrics(fuzz::real_file("metrics.jsonl", input));
   const MetricsHistory again = read_metrics(fuzz::real_file("again.jsonl", lines_of(history)));
   fuzz::expect(same_history(history, again), "metrics written again say something else");

@@ -1,6 +1,8 @@
-// Text and JSONL: a byte of options, a byte for the length of a piece, then the file. However it is cut into
-// pieces, the documents are the same.
+// Text and JSONL: a byte of options, a byte for the length of a piece, then the file. However it is read and
+// cut into pieces, the documents are the same.
 #include "runtime/data/text_reader.h"
+
+#include <algorithm>
 
 #include "runtime/data/utf8.h"
 #include "tests/fuzz/fuzz.h"
@@ -10,6 +12,7 @@ namespace {
 
 std::vector<std::string> documents(TextReaderOptions options, int64_t piece_bytes) {
   options.piece_bytes = piece_bytes;
+  options.read_bytes = static_cast<size_t>(std::min<int64_t>(piece_bytes, 4096));
   TextReader reader(std::move(options));
   std::vector<std::string> list;
   bool open = false;
