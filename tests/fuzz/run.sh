@@ -44,10 +44,12 @@ mkdir -p "$build"
 build=$(cd "$build" && pwd)
 cmake -S "$root" -B "$build" -G Ninja -D CMAKE_CXX_COMPILER=clang++ -D CMAKE_BUILD_TYPE=None \
       -D TRANSXSSM_SANITIZE=fuzzer-no-link,address,undefined \
-      -D CMAKE_CXX_FLAGS='-O1 -gline-tables-only -fno-sanitize-recover=all' >"$build/configure.log" ||
+      -D CMAKE_CXX_FLAGS='-O2 -gline-tables-only' >"$build/configure.log" ||
   { cat "$build/configure.log"; exit 1; }
 cmake --build "$build" --target "${targets[@]/#/fuzz_}"
 
+# Short stacks and a short quarantine: twice as many inputs a second. What is found is replayed with the longer ones.
+export ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16
 table=$(printf '%-20s %10s %10s %7s' target inputs 'a second' faults)
 faults=0
 for target in "${targets[@]}"; do
@@ -55,17 +57,24 @@ for target in "${targets[@]}"; do
   mkdir -p "$corpus" "$found"
   before=$(find "$found" -type f | wc -l)
   bytes=$(grep -oE "FUZZ_TARGET\($target, [0-9]+\)" "$root/tests/fuzz/targets/$target.cc" | grep -oE '[0-9]+\)' | tr -d ')')
+  # Read from the start on are the findings of earlier runs, not those of this one.
+  known=$build/known/$target
+  rm -rf "$known"
+  mkdir -p "$build/known"
+  cp -r "$found" "$known"
   # A fault ends the program; what is left of the time goes on after it, up to three faults.
   end=$((SECONDS + seconds)) run=0 bad=0 began=$SECONDS
   : >"$log"
-  while [ $SECONDS -lt $end ] && [ $bad -lt 3 ]; do
-    left=()
-    [ -z "$inputs" ] || left=("-runs=$((inputs - run))")
+  while [ $bad -lt 3 ]; do
+    left=$((end - SECONDS))
+    [ $left -gt 0 ] || break
+    limit=()
+    [ -z "$inputs" ] || limit=("-runs=$((inputs - run))")
     [ -z "$inputs" ] || [ "$run" -lt "$inputs" ] || break
     status=0
-    (cd "$build" && "./fuzz_$target" -max_total_time=$((end - SECONDS)) ${left[@]+"${left[@]}"} -max_len="$bytes" \
-      -timeout=5 -rss_limit_mb=1024 -malloc_limit_mb=256 -print_final_stats=1 -verbosity=1 \
-      -artifact_prefix="$found/" "$corpus" "$root/tests/fuzz/seeds/$target" "$found") >"$log.part" 2>&1 || status=$?
+    (cd "$build" && "./fuzz_$target" -max_total_time=$left ${limit[@]+"${limit[@]}"} -max_len="$bytes" \
+      -timeout=5 -rss_limit_mb=1024 -malloc_limit_mb=256 -entropic=0 -print_final_stats=1 \
+      -artifact_prefix="$found/" "$corpus" "$root/tests/fuzz/seeds/$target" "$known") >"$log.part" 2>&1 || status=$?
     cat "$log.part" >>"$log"
     run=$((run + $(awk '/stat::number_of_executed_units/ { n = $2 } END { print n + 0 }' "$log.part")))
     [ $status != 0 ] || break
