@@ -30,15 +30,17 @@ constexpr size_t kMaxMessages = 8;       // different ones that are printed
 
 enum class Claim { won, lost, impossible };
 
-// The report as a file, in the run's log directory: of all hosts one rank makes it.
+// The report as a file, in the run's log directory, which one rank can make.
 class ReportFile {
  public:
   ~ReportFile() {
     if (descriptor_ >= 0) close(descriptor_);
   }
-  Claim claim(int attempt) {
+  // Of the whole job, or of those of its ranks that run on `host`.
+  Claim claim(const std::string& host) {
     if (progress_directory().empty()) return Claim::impossible;
-    const std::string path = fmt::format("{}/failure{}.txt", progress_directory(), attempt == 0 ? "" : "-2");
+    const std::string path =
+        fmt::format("{}/failure{}{}.txt", progress_directory(), host.empty() ? "" : "-", host);
     descriptor_ = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (descriptor_ >= 0) return Claim::won;
     return errno == EEXIST ? Claim::lost : Claim::impossible;
@@ -167,10 +169,12 @@ int print(const FailedRank& self, ReportFile& report) {
 int report_failure(const FailedRank& self) {
   ReportFile report;
   if (self.size == 1) return print(self, report);
+  log_to_file(LogLevel::error, self.failure.message);  // first: nobody else is needed for it
   if (self.failure.code == static_cast<int>(ExitCode::communication)) publish_failed_wait();
   publish_failure(self.failure.code, self.failure.message);
   for (int attempt = 0; attempt < 2; ++attempt) {
-    Claim claim = report.claim(attempt);
+    // Whoever speaks for all may be on a host that is cut off: then one speaks on each.
+    Claim claim = report.claim(attempt == 0 ? "" : self.host);
     if (claim == Claim::impossible) {
       claim = claim_name(self.job, attempt);
       // Rank 0's host speaks first, and the end of the job silences the others.
@@ -178,7 +182,6 @@ int report_failure(const FailedRank& self) {
         std::this_thread::sleep_for(milliseconds(500 + std::min(20 * self.rank, 9000)));
     }
     if (claim != Claim::lost) return print(self, report);
-    if (attempt == 0) log_to_file(LogLevel::error, self.failure.message);
     std::this_thread::sleep_for(kPatience);  // the rank that reports ends this one; it may be dead itself
   }
   return self.failure.code;

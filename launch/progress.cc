@@ -112,14 +112,20 @@ std::string verdict(const std::vector<Progress>& records) {
   auto at = std::min_element(records.begin(), records.end(),
                              [](const Progress& a, const Progress& b) { return a.step < b.step; });
   std::set<int> seen;
+  std::set<std::string> hosts;
   std::string chain;
   while (at->waiting && seen.insert(at->rank).second) {
+    hosts.insert(at->host);
     chain += fmt::format("{} -> ", at->rank);
     const auto next = find(at->peer);
     if (next == records.end()) return fmt::format("rank {} left no record", at->peer);
     at = next;
   }
-  if (at->waiting) return fmt::format("ranks wait for one another: {}{}", chain, at->rank);
+  if (at->waiting)
+    return fmt::format("ranks wait for one another: {}{}{}", chain, at->rank,
+                       hosts.size() == 1
+                           ? ""
+                           : fmt::format(" on {}; is the network between them up?", fmt::join(hosts, ", ")));
   return describe(*at);
 }
 

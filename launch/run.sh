@@ -130,13 +130,15 @@ await() {
   local code
   while :; do
     interrupted=false
-    wait "$1"
+    wait "$1" 2>/dev/null  # no line of the shell's on a signal that ended it
     code=$?
     $interrupted || return $code
   done
 }
 await "$job"
 status=$?
+# A rank that gave up has ended mpirun, which waited for a host that is lost (parallel/deadline.h).
+[ $status != 157 ] || status=7
 await "$output"
 lost=$?
 if [ $status = 0 ] && { [ $lost = 141 ] || [ $lost = 9 ]; }; then

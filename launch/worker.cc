@@ -12,11 +12,13 @@
 #include <cstdlib>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "launch/failure_report.h"
 #include "launch/signals.h"
 #include "launch/warnings.h"
+#include "parallel/deadline.h"
 #include "parallel/device_transport.h"
 #include "parallel/local.h"
 #include "parallel/mpi_communicator.h"
@@ -78,10 +80,15 @@ std::string job_name() {
   return "";
 }
 
+constexpr std::chrono::seconds kReportLimit(30);  // twice what a report and its patience take
+
 // Ends the job with the failure of this rank.
 int end_job(const Failure& failure, int rank, int size, const std::string& host) {
   for (int signal : {SIGINT, SIGTERM})
     std::signal(signal, SIG_DFL);  // the abort of another rank ends this one
+  // What a report is written to may be lost with the peers, such as a file system.
+  std::optional<Deadline> deadline;
+  if (size > 1) deadline.emplace("telling why: " + failure.message, kReportLimit, failure.code);
   const int code =
       report_failure({.rank = rank, .size = size, .host = host, .failure = failure, .job = job_name()});
   if (size > 1) abort_mpi(code);
@@ -155,6 +162,7 @@ Worker::Worker() {
       allowed.push_back(cores_in(seats[r].cores));
     }
     num_local_ranks_ = static_cast<int>(allowed.size());
+    if (std::set(hosts_.begin(), hosts_.end()).size() > 1) world_->set_hosts(hosts_);
   } else {
     world_ = single_rank();
   }

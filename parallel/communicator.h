@@ -160,6 +160,9 @@ class Communicator {
   // For this communicator, those it was split from and those split from any of them. Default 300 s.
   void set_timeout(std::chrono::nanoseconds limit) { settings_->timeout = limit; }
   std::chrono::nanoseconds timeout() const { return settings_->timeout; }
+  // Of every rank of the world, for messages: they name the hosts of ranks that are waited for. As above for
+  // whom.
+  void set_hosts(std::vector<std::string> hosts) { settings_->hosts = std::move(hosts); }
   // Before each collective all ranks compare what they are about to do, and say who differs. Slow: for
   // debugging. All ranks must agree on it.
   void set_collective_checks(bool on) { settings_->check_collectives = on; }
@@ -198,6 +201,7 @@ class Communicator {
   struct Settings {
     std::chrono::nanoseconds timeout = std::chrono::seconds(300);
     bool check_collectives = false;
+    std::vector<std::string> hosts;
   };
   struct Pending {
     Transfer* transfer;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
+#include <string>
 #include <thread>
 
 #include "parallel/communicator.h"
@@ -74,10 +76,17 @@ void Communicator::wait_until(Awaited& awaited, const char* operation, int64_t s
           if (awaited.is_missing(r)) peers.push_back(world_rank(r));
         }
         std::sort(peers.begin(), peers.end());
+        const auto described = [&](int rank) {
+          const auto at = static_cast<size_t>(rank);
+          return at < settings_->hosts.size() ? fmt::format("{} ({})", rank, settings_->hosts[at])
+                                              : std::to_string(rank);
+        };
+        std::vector<std::string> names;
+        std::transform(peers.begin(), peers.end(), std::back_inserter(names), described);
         throw CommunicationError(
             "waited {:.1f} s for rank{} {}, which failed, hangs or runs something else: look at its log",
             std::chrono::duration<double>(silence).count(), peers.size() > 1 ? "s" : "",
-            fmt::join(peers, ", "));
+            fmt::join(names, ", "));
       }
       if (waited < kYields) {
         sched_yield();

@@ -43,12 +43,12 @@ std::string contents(const std::string& path) {
 
 // All ranks fail at once; the first that returns ends the others, as MPI_Abort does.
 Outcome fail_together(const std::string& directory, const std::string& log,
-                      const std::function<Failure(int rank)>& failure) {
+                      const std::function<Failure(int rank)>& failure, int size = kRanks) {
   const std::string terminal = directory + "/terminal";
   int start[2];
   EXPECT_EQ(pipe(start), 0);
   std::vector<pid_t> ranks;
-  for (int rank = 0; rank < kRanks; ++rank) {
+  for (int rank = 0; rank < size; ++rank) {
     const pid_t pid = fork();
     if (pid != 0) {
       ranks.push_back(pid);
@@ -57,18 +57,19 @@ Outcome fail_together(const std::string& directory, const std::string& log,
     close(start[1]);
     dup2(open(terminal.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644), STDERR_FILENO);
     set_log_rank(rank);
-    if (!log.empty()) open_progress(log, rank, kRanks);
+    if (!log.empty()) open_progress(log, rank, size);
     publish_progress(7, "train");
     char byte = 0;
     [[maybe_unused]] const ssize_t none = read(start[0], &byte, 1);  // until the other end is closed
     _exit(report_failure({.rank = rank,
-                          .size = kRanks,
+                          .size = size,
                           .host = "node" + std::to_string(rank / 8),
                           .failure = failure(rank),
                           .job = directory}));
   }
   close(start[0]);
-  for (int i = 0; !log.empty() && i < 600 && read_progress(log, kRanks).size() < kRanks; ++i) usleep(100000);
+  for (int i = 0; !log.empty() && i < 600 && read_progress(log, size).size() < static_cast<size_t>(size); ++i)
+    usleep(100000);
   const auto begin = std::chrono::steady_clock::now();
   close(start[1]);
   Outcome outcome;
@@ -124,6 +125,24 @@ TEST(FailureReport, TheCauseGoesFirst) {
   EXPECT_EQ(count(", exit code 6)"), 1);
   EXPECT_LE(count("what every rank did last"), 1);
   EXPECT_LE(count("exit code 7"), 1);
+}
+
+// A rank of a host that is cut off has made the report, and its end reaches nobody here.
+TEST(FailureReport, OneRankOfEachHostSpeaksWhereAReportEndsNothing) {
+  const TemporaryDirectory directory;
+  std::ofstream(directory / "failure.txt") << "elsewhere\n";
+  const Outcome outcome = fail_together(
+      directory.path(), directory.path(),
+      [](int rank) {
+        return Failure{7, "Rank " + std::to_string(rank) + " in barrier #4 of 'dp': waited 5.0 s for rank 9"};
+      },
+      4);
+  EXPECT_EQ(outcome.code, 7);
+  EXPECT_LT(outcome.seconds, kLimit);
+  ASSERT_FALSE(outcome.errors.empty());
+  EXPECT_THAT(outcome.errors.back(), HasSubstr("rank 0 and 3 others: in barrier #4"));
+  EXPECT_THAT(contents(directory / "failure-node0.txt"), HasSubstr("rank 0 and 3 others: in barrier #4"));
+  EXPECT_EQ(contents(directory / "failure.txt"), "elsewhere\n");
 }
 
 // Before there is a run directory one rank of the host speaks.
