@@ -14,6 +14,7 @@
 #include <system_error>
 
 #include "runtime/data/utf8.h"
+#include "runtime/log.h"
 
 namespace transxssm::fuzz {
 namespace {
@@ -57,8 +58,10 @@ class Scratch {
   std::string path;
 };
 
-// Protocol buffers would write a line to the terminal for every text of an input that is no UTF-8.
-[[maybe_unused]] const bool protocol_buffers_are_quiet = [] {
+// Warnings of what is accepted all the same do not fill the terminal, nor what protocol buffers write there
+// of every text that is no UTF-8.
+[[maybe_unused]] const bool is_quiet = [] {
+  set_log_rank(1);
 #if GOOGLE_PROTOBUF_VERSION < 4022000
   google::protobuf::SetLogHandler(nullptr);
 #endif

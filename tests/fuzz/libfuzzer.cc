@@ -2,13 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "runtime/log.h"
 #include "tests/fuzz/fuzz.h"
-
-extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  transxssm::set_log_rank(1);  // whose warnings do not fill the terminal
-  return 0;
-}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace transxssm::fuzz;

@@ -5,8 +5,9 @@
 namespace transxssm {
 namespace {
 
+constexpr size_t kEnough = 1 << 16;
+
 std::string content(const std::string& path, size_t step) {
-  constexpr size_t kEnough = 1 << 16;
   const auto file = open_input(path, step);
   std::string text;
   for (std::string buffer(step, '\0'); text.size() < kEnough;) {
@@ -27,7 +28,10 @@ FUZZ_TARGET(compressed, 2048) {
   const std::string path = fuzz::real_file(name, bytes.rest());
   const auto large = fuzz::attempt([&] { return content(path, 1 << 14); });
   const auto small = fuzz::attempt([&] { return content(path, 100); });
-  fuzz::expect(large == small, "content depends on how much is read at once");
+  // Damage that lies beyond what is read may be met or not.
+  const auto is_cut = [](const auto& text) { return text && text->size() == kEnough; };
+  const bool one_is_cut = (is_cut(large) && !small) || (is_cut(small) && !large);
+  fuzz::expect(large == small || one_is_cut, "content depends on how much is read at once");
 }
 
 }  // namespace transxssm

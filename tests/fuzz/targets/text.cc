@@ -30,7 +30,7 @@ std::vector<std::string> documents(TextReaderOptions options, int64_t piece_byte
 
 }  // namespace
 
-FUZZ_TARGET(text, 2048) {
+FUZZ_TARGET(text, 1024) {
   fuzz::Bytes bytes(input);
   const uint8_t choice = bytes.byte();
   const int64_t piece_bytes = 4 + bytes.byte();
