@@ -3,6 +3,7 @@
 
 #include "parallel/deadline.h"
 #include "parallel/mpi_communicator.h"
+#include "runtime/error.h"
 
 namespace transxssm {
 
@@ -20,7 +21,9 @@ void finish_mpi(std::chrono::nanoseconds limit) {
 
 void abort_mpi(int exit_code) {
   const Deadline deadline("MPI_Abort", std::chrono::seconds(5), exit_code);
-  end_launcher_later();
+  // Where a peer is lost, the launcher may be, too. Otherwise it ends the job in its own time, with this
+  // code.
+  if (exit_code == static_cast<int>(ExitCode::communication)) end_launcher_later();
   MPI_Abort(MPI_COMM_WORLD, exit_code);
 }
 
