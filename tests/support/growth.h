@@ -2,6 +2,8 @@
 // time of this thread, the least of several runs.
 #pragma once
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <ctime>
@@ -13,6 +15,10 @@ namespace transxssm {
 // is quadratic. Several attempts, as long as it is above `limit`; compare the result with that.
 template <class Run>
 double growth(size_t n, Run&& run, double limit = 6) {
+  // Memory that was freed stays with this process: what a kernel, or a hypervisor behind it, takes to give
+  // new pages is no time of the run's, and the larger run asks for more of them.
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   const auto seconds = [&](size_t size) {
     double least = std::numeric_limits<double>::infinity();
     for (int repeat = 0; repeat < 3; ++repeat) {
