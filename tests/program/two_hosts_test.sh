@@ -56,7 +56,7 @@ quiet=(--set checkpoint.every_steps=0 --set log.validation_every_steps=0 --set l
 # Boundary tensors of 32 MB: 128 x 512 tokens x 128 x 4 bytes.
 wide_boundary=(--set model.d_model=128 --set model.d_ff=128 --set data.sequence_length=512 --set parallel.global_batch=256
   --set parallel.microbatch_size=128 --set model.chunk=64)
-# Gradients of more than 32 MB.
+# Gradients of 50 MB, half of them on each rank of a tp group.
 many_weights=(--set model.d_model=640 --set model.d_ff=2560)
 losses() { sed -n 's/.*"train\/loss":\([0-9.e+-]*\).*/\1/p' "$1/metrics.jsonl"; }
 # train_on HOSTS DIRECTORY OPTION...: on one rank, on four of this host, or on two hosts.
