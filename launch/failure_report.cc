@@ -170,7 +170,6 @@ int report_failure(const FailedRank& self) {
   ReportFile report;
   if (self.size == 1) return print(self, report);
   log_to_file(LogLevel::error, self.failure.message);  // first: nobody else is needed for it
-  if (self.failure.code == static_cast<int>(ExitCode::communication)) publish_failed_wait();
   publish_failure(self.failure.code, self.failure.message);
   for (int attempt = 0; attempt < 2; ++attempt) {
     // Whoever speaks for all may be on a host that is cut off: then one speaks on each.

@@ -28,7 +28,6 @@ struct Record {
   int64_t pid;
   int64_t step;
   int64_t changed_ns;  // of the system clock, which other hosts share
-  int64_t wait_ns;     // begin of the last wait
   int64_t sequence;
   int32_t waiting;
   int32_t peer;
@@ -39,7 +38,7 @@ struct Record {
   int32_t failure;
   char message[700];
 };
-constexpr uint64_t kMagic = 0x3230475250585854;  // "TXXPRG02"
+constexpr uint64_t kMagic = 0x3330475250585854;  // "TXXPRG03"
 constexpr size_t kEachOnItsLine = 16;            // ranks of a table
 
 Record* record = nullptr;  // this rank's
@@ -72,16 +71,14 @@ std::string host_name() {
 }
 
 void observe_wait(const WaitStatus* status) {
-  const int64_t now = now_ns();
   if (status != nullptr) {
     assign(record->communicator, status->communicator);
     assign(record->operation, status->operation);
     record->sequence = status->sequence;
     record->peer = status->peer;
-    record->wait_ns = now;
   }
   record->waiting = status != nullptr ? 1 : 0;
-  record->changed_ns = now;
+  record->changed_ns = now_ns();
 }
 
 std::string record_path(const std::string& directory, int rank) {
@@ -169,12 +166,6 @@ void publish_progress(int64_t step, std::string_view action) {
   record->step = step;
   assign(record->action, action);
   record->changed_ns = now_ns();
-}
-
-void publish_failed_wait() {
-  if (record == nullptr || record->wait_ns == 0) return;
-  record->waiting = 1;
-  record->changed_ns = record->wait_ns;
 }
 
 void publish_failure(int code, std::string_view message) {

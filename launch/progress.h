@@ -34,8 +34,6 @@ void clear_progress(const std::string& directory);
 void open_progress(const std::string& directory, int rank, int size);
 // Notes what this rank does next; cheap. Does nothing before open_progress.
 void publish_progress(int64_t step, std::string_view action);
-// After a wait that ended in an error: the record shows that wait again.
-void publish_failed_wait();
 // What ends this rank, for the one that reports the failures of all.
 void publish_failure(int code, std::string_view message);
 // Where open_progress put this process's record; "" before it.

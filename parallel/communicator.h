@@ -35,8 +35,8 @@ struct WaitStatus {
 };
 
 // Called with a status when a rank begins to wait in earnest (not for what completes at once) and with null
-// when the wait is over. One for the process, set before the first communication; it must be quick and not
-// throw.
+// when the wait is over, unless it ended in an error: the others still have to learn what this rank waited
+// for while it goes. One for the process, set before the first communication; it must be quick and not throw.
 using WaitObserver = void (*)(const WaitStatus* status);
 void set_wait_observer(WaitObserver observer);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <iterator>
 #include <string>
 #include <thread>
@@ -30,12 +31,14 @@ class ObservedWait {
     observer_ = wait_observer.load(std::memory_order_acquire);
     if (observer_ != nullptr) observer_(&status);
   }
+  // A wait that ends in an error is the last that the others hear of: it stays as it is.
   ~ObservedWait() {
-    if (observer_ != nullptr) observer_(nullptr);
+    if (observer_ != nullptr && std::uncaught_exceptions() == exceptions_) observer_(nullptr);
   }
 
  private:
   WaitObserver observer_ = nullptr;
+  const int exceptions_ = std::uncaught_exceptions();
 };
 
 inline void relax() {

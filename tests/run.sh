@@ -47,6 +47,7 @@ done
 
 passed=0 failed=0 skipped=0
 failures=()
+outputs=()  # what the first of them printed last
 # Whatever happens, the last line says how it went, and the lines before it what failed.
 # shellcheck disable=SC2154  # line, status are set inside
 trap 'status=$?
@@ -55,6 +56,7 @@ trap 'status=$?
         echo "tests/run.sh: no test was found" >&2
         failed=1
       fi
+      [ ${#outputs[@]} = 0 ] || printf "%s\n" "${outputs[@]}"
       [ ${#failures[@]} = 0 ] || printf "FAILED %s\n" "${failures[@]}"
       line="$passed passed, $failed failed"
       [ $skipped = 0 ] || line="$line, $skipped skipped"
@@ -90,6 +92,23 @@ failed_tests() {
     name != "" { if ($0 !~ /message="SKIP_/) print name; name = "" }' || true
 }
 
+# The last lines of what the first failed tests printed: a log is read from its end.
+failed_output() {
+  awk '
+    /<testcase / { failed = /status="fail"/; name = $0; sub(/.*<testcase name="/, "", name); sub(/".*/, "", name); inside = 0 }
+    failed && sub(/.*<system-out>/, "") { inside = 1; count = 0 }
+    inside {
+      ends = sub(/<\/system-out>.*/, "")
+      gsub(/&lt;/, "<"); gsub(/&gt;/, ">"); gsub(/&quot;/, "\""); gsub(/&apos;/, "\047"); gsub(/&amp;/, "\\&")
+      lines[++count] = $0
+      if (ends && ++shown <= 10) {
+        print "---- " name
+        for (i = count > 25 ? count - 24 : 1; i <= count; ++i) print lines[i]
+      }
+      if (ends) inside = 0
+    }' "$1" || true
+}
+
 # Runs ctest on what the arguments select and adds up its JUnit file. Tests that could not start count as failed.
 run_tests() {
   local name=$1 junit=$build/junit-$1.xml total_skipped total total_failed status=0
@@ -110,6 +129,7 @@ run_tests() {
     failures+=("$name: ctest exit code $status")
   fi
   while read -r test; do failures+=("$name: $test"); done < <(failed_tests "$junit")
+  [ "$total_failed" = 0 ] || outputs+=("$(failed_output "$junit")")
   passed=$((passed + total - total_skipped - total_failed))
   failed=$((failed + total_failed))
   skipped=$((skipped + total_skipped))
