@@ -70,7 +70,7 @@ wait_for_steps() {
   fail "run $1 did not reach step $2: $(tail -n 15 output)"
 }
 pid_of_rank() { pgrep -f "train --config $1.textproto" | while read -r pid; do
-  tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$2" && echo "$pid" && break
+  grep -qxz "OMPI_COMM_WORLD_RANK=$2" "/proc/$pid/environ" 2>/dev/null && echo "$pid" && break
 done; }
 
 killed_rank() {
