@@ -210,8 +210,12 @@ ValidationSet::ValidationSet(const ValidationSpec& spec) : spec_(spec) {
     // The split refuses a file without tokens.
     const DocumentSplit split = split_documents(*file, spec.fraction);
     const TokenRange range = spec.fraction > 0 ? split.validation : split.training;
-    sources_.push_back(
-        {file, range, (range.size() + spec.tokens - 1) / spec.tokens, blend.share(static_cast<int>(i))});
+    const int32_t said = file->end_of_document();
+    if (said >= spec.vocab_size)
+      throw DataError("{}.json says that its documents end with id {}, outside the vocabulary of {}.",
+                      file->prefix(), said, spec.vocab_size);
+    sources_.push_back({file, range, (range.size() + spec.tokens - 1) / spec.tokens,
+                        blend.share(static_cast<int>(i)), said >= 0 ? said : spec.end_of_document});
   }
   spec_.sources.clear();
 }
@@ -255,7 +259,7 @@ void ValidationSet::fill(int source, int64_t row, const Batch& batch, int64_t i)
   const RowRules rules = {spec_.vocab_size, spec_.pack_documents, spec_.score_document_starts};
   const Source& s = sources_[static_cast<size_t>(source)];
   const int64_t begin = s.range.begin + row * spec_.tokens - 1;
-  fill_row(*s.file, s.range, begin, spec_.end_of_document, rules, batch, i);
+  fill_row(*s.file, s.range, begin, s.end_of_document, rules, batch, i);
 }
 
 void ValidationSet::fill_nothing(const Batch& batch, int64_t i) const {

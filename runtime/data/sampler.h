@@ -94,14 +94,14 @@ struct ValidationSpec {
   double fraction = 0;  // the last part of the documents of each; 0: all of them
   int64_t tokens = 0;   // T
   int64_t vocab_size = 0;
-  int32_t end_of_document = 0;  // stands before the first token of each source
+  int32_t end_of_document = 0;  // of sources that do not say with which id theirs end
   bool pack_documents = true;
   bool score_document_starts = true;
 };
 
 // Every token of every source once as a target, in order: the targets of row r of a source are tokens rT ..
-// rT+T-1 of its stream, its inputs the tokens before them; the end-of-document id stands before the first.
-// The rest of a source's last row is not valid.
+// rT+T-1 of its stream, its inputs the tokens before them; the source's end-of-document id stands before the
+// first. The rest of a source's last row is not valid.
 class ValidationSet {
  public:
   explicit ValidationSet(const ValidationSpec& spec);
@@ -123,6 +123,7 @@ class ValidationSet {
     TokenRange range;
     int64_t rows;
     double share;
+    int32_t end_of_document;
   };
   ValidationSpec spec_;
   std::vector<Source> sources_;

@@ -85,6 +85,7 @@ TokenFile::TokenFile(const std::string& prefix) : prefix_(prefix) {
     check_documents();
     digest_ = token_file::digest(checksum, num_tokens_);
     read_facts();
+    if (facts_) end_of_document_ = facts_->end_of_document;
   } catch (...) {
     idx_.close();
     bin_.close();
@@ -100,6 +101,7 @@ TokenFile::TokenFile(const std::string& prefix, const TokenFileSummary& checked)
     check_header();
     num_tokens_ = checked.num_tokens;
     digest_ = checked.digest;
+    end_of_document_ = static_cast<int32_t>(checked.end_of_document);
   } catch (...) {
     idx_.close();
     bin_.close();
@@ -122,6 +124,7 @@ TokenFile::TokenFile(TokenFile&& other) noexcept
       num_sequences_(other.num_sequences_),
       num_documents_(other.num_documents_),
       digest_(other.digest_),
+      end_of_document_(other.end_of_document_),
       facts_(std::move(other.facts_)),
       facts_problem_(std::move(other.facts_problem_)) {}
 

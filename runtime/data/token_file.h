@@ -80,6 +80,7 @@ struct TokenFileSummary {
   uint64_t digest = 0;
   int64_t num_tokens = 0;
   int64_t idx_bytes = 0, bin_bytes = 0;
+  int64_t end_of_document = -1;
   bool operator==(const TokenFileSummary&) const = default;
 };
 
@@ -104,7 +105,9 @@ class TokenFile {
   int64_t num_sequences() const { return num_sequences_; }
   int64_t num_documents() const { return num_documents_; }
   uint64_t digest() const { return digest_; }  // 64-bit hash of the whole .idx
-  TokenFileSummary summary() const { return {digest_, num_tokens_, idx_.size, bin_.size}; }
+  // The id that its maker put behind every document; -1: none, or not known.
+  int32_t end_of_document() const { return end_of_document_; }
+  TokenFileSummary summary() const { return {digest_, num_tokens_, idx_.size, bin_.size, end_of_document_}; }
   const std::optional<TokenFileFacts>& facts() const { return facts_; }
   // Why a PREFIX.json that is there is not believed, for a warning; empty where it is, or is not ours.
   const std::string& facts_problem() const { return facts_problem_; }
@@ -160,6 +163,7 @@ class TokenFile {
   int64_t num_sequences_ = 0;
   int64_t num_documents_ = 0;
   uint64_t digest_ = 0;
+  int32_t end_of_document_ = -1;
   std::optional<TokenFileFacts> facts_;
   std::string facts_problem_;
 };

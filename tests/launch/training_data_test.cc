@@ -30,13 +30,16 @@ Tokenizer make_tokenizer(int vocab_size, SplitPattern pattern = SplitPattern::gp
 
 class DataFilesTest : public testing::Test {
  protected:
-  void write(const std::string& name, const std::string& tokenizer_digest, int32_t id = 7) {
+  void write(const std::string& name, const std::string& tokenizer_digest, int32_t id = 7,
+             int32_t end_of_document = -1) {
     TokenFileWriter writer(posix_file_system(), directory_ / name, 300, true);
     for (int d = 0; d < 10; ++d) {
       writer.add_tokens(std::vector<int32_t>(20, id));
       writer.end_document();
     }
-    writer.finish({.tokenizer = name + "-made-by.json", .tokenizer_digest = tokenizer_digest});
+    writer.finish({.end_of_document = end_of_document,
+                   .tokenizer = name + "-made-by.json",
+                   .tokenizer_digest = tokenizer_digest});
   }
   TrainConfig config(const std::vector<std::string>& names, const std::string& more = "") {
     directory_.write("given.json", "{}");
@@ -113,6 +116,39 @@ TEST_F(DataFilesTest, OneRankOfAHostChecksForAll) {
   });
   EXPECT_THAT(has_facts, testing::ElementsAre(1, 0, 0, 0));  // the others read no more than the header
   EXPECT_THAT(digests, testing::Each(digests[0]));
+}
+
+// On every rank: what it predicts first must not depend on who read PREFIX.json.
+TEST_F(DataFilesTest, ValidationBeginsWithTheIdThatEndsTheDocumentsOfItsData) {
+  const Tokenizer tokenizer = make_tokenizer(280);
+  ASSERT_NE(tokenizer.end_of_document().value_or(0), 11);
+  write("says", tokenizer.digest(), 7, 11);
+  write("says-not", tokenizer.digest());
+  const auto first_input = [&](Communicator& world, const std::string& name) {
+    const TrainConfig c = config({name}, fmt::format("validation: '{}'", directory_ / name));
+    const DataFiles files(c, world, &tokenizer);
+    Carver counting;
+    Batch::carve(counting, 1, 8);
+    const Arena memory(counting.used());
+    Carver carver = memory.carver();
+    const Batch row = Batch::carve(carver, 1, 8);
+    open_validation_set(c, files, &tokenizer)->fill(0, 0, row, 0);
+    return row.input.at<int32_t>({0, 0});
+  };
+  run_as_ranks(2, [&](Communicator& world) {
+    EXPECT_EQ(first_input(world, "says"), 11);
+    EXPECT_EQ(first_input(world, "says-not"), tokenizer.end_of_document().value_or(0));
+  });
+  write("outside", tokenizer.digest(), 7, 299);
+  TrainConfig c = config({"outside"});
+  c.mutable_model()->set_vocab_size(290);
+  const DataFiles files(c, *single_rank(), &tokenizer);
+  try {
+    open_validation_set(c, files, &tokenizer);
+    ADD_FAILURE() << "taken";
+  } catch (const DataError& error) {
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("outside.json"), HasSubstr("id 299"), HasSubstr("of 290")));
+  }
 }
 
 TEST_F(DataFilesTest, NamesIdsOutsideTheVocabulary) {
