@@ -114,6 +114,7 @@ TEST(ResumeLaw, Batch) {
     EXPECT_EQ(plan.last_step, last_step);
     expect_same_curve(plan);
     EXPECT_EQ(tokens_of(plan, overrides), batch == 3 ? 6400 + 67 * 96 : 12800);
+    ASSERT_FALSE(plan.differences.empty());
     EXPECT_THAT(
         plan.differences,
         Contains(fmt::format("parallel.global_batch 4 -> {}: a step takes {} tokens instead of 128; 200 "
