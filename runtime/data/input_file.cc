@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -23,15 +24,18 @@ namespace {
 class Stored {
  public:
   Stored(const std::string& path, size_t buffer_bytes)
-      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)), buffer_(buffer_bytes) {
-    TRANSXSSM_CHECK(buffer_bytes >= kMaxPeek, "a buffer of {} bytes", buffer_bytes);
+      : path_(path),
+        fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)),
+        step_(buffer_bytes),
+        buffer_(std::max(buffer_bytes, kMaxPeek)) {
+    TRANSXSSM_CHECK(buffer_bytes > 0);
     if (fd_ < 0) throw DataError("Cannot open {}: {}.", path, std::strerror(errno));
   }
   ~Stored() { ::close(fd_); }
   Stored(const Stored&) = delete;
   Stored& operator=(const Stored&) = delete;
 
-  static constexpr size_t kMaxPeek = 4;  // what a format begins with
+  static constexpr size_t kMaxPeek = 18;  // the longest header, that of a zstd frame
   // The bytes at hand, at least `bytes` of them (at most kMaxPeek) unless the file ends.
   std::string_view peek(size_t bytes = 1) {
     while (end_ - begin_ < bytes && !ended_) {
@@ -40,7 +44,7 @@ class Stored {
         end_ -= begin_;
         begin_ = 0;
       }
-      const ssize_t count = ::read(fd_, buffer_.data() + end_, buffer_.size() - end_);
+      const ssize_t count = ::read(fd_, buffer_.data() + end_, std::min(step_, buffer_.size() - end_));
       if (count < 0 && errno != EINTR) throw DataError("Cannot read {}: {}.", path_, std::strerror(errno));
       if (count > 0) end_ += static_cast<size_t>(count);
       ended_ = count == 0;
@@ -80,6 +84,7 @@ class Stored {
  private:
   std::string path_;
   int fd_;
+  size_t step_;  // bytes read at once
   std::vector<char> buffer_;
   size_t begin_ = 0, end_ = 0;
   int64_t offset_ = 0;
@@ -161,28 +166,44 @@ class Zstd final : public Decoder {
     while (to.pos == 0) {
       if (!in_frame_) {
         if (stored_.at_end(is_zstd, "zstd")) return 0;
-        in_frame_ = true;
+        begin_frame();
       }
       const std::string_view held = stored_.peek();
       ZSTD_inBuffer from = {held.data(), held.size(), 0};
       const size_t left = ZSTD_decompressStream(context_.get(), &to, &from);
       stored_.consume(from.pos);
+      frame_bytes_ += to.pos;
       if (ZSTD_isError(left))
         stored_.damaged(ZSTD_getErrorCode(left) == ZSTD_error_frameParameter_windowTooLarge
                             ? "it was made with `zstd --long`; decompress it with `zstd -d --long=31`"
                             : ZSTD_getErrorName(left));
       in_frame_ = left != 0;
       if (in_frame_ && held.empty() && to.pos == 0) stored_.damaged("the file is cut short");
+      if (!in_frame_ && said_bytes_ && frame_bytes_ != *said_bytes_)
+        stored_.damaged(
+            fmt::format("a zstd frame holds {} bytes, but was made of {}", frame_bytes_, *said_bytes_));
     }
     return to.pos;
   }
 
  private:
+  // The library compares the two itself, but not where it decodes piece by piece and the last block is empty.
+  void begin_frame() {
+    in_frame_ = true;
+    frame_bytes_ = 0;
+    const std::string_view header = stored_.peek(Stored::kMaxPeek);
+    const unsigned long long said = ZSTD_getFrameContentSize(header.data(), header.size());
+    said_bytes_.reset();
+    if (said != ZSTD_CONTENTSIZE_UNKNOWN && said != ZSTD_CONTENTSIZE_ERROR) said_bytes_ = said;
+  }
+
   struct FreeContext {
     void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
   };
   std::unique_ptr<ZSTD_DCtx, FreeContext> context_;
-  bool in_frame_ = true;
+  bool in_frame_ = false;
+  uint64_t frame_bytes_ = 0;
+  std::optional<uint64_t> said_bytes_;  // by its header, which need not say
 };
 
 // Looks at the first bytes of the content before it hands them out.

@@ -41,10 +41,10 @@ TEST(RunAsRanks, RethrowsTheFirstFailureAndWakesTheOthers) {
   std::atomic<int> woken{0};
   try {
     run_as_ranks(4, [&](Communicator& world) {
-      const auto group = world.split(0, world.rank());
-      if (world.rank() == 2) throw std::runtime_error("rank 2 broke");
       float x = 0;
       try {
+        const auto group = world.split(0, world.rank());
+        if (world.rank() == 2) throw std::runtime_error("rank 2 broke");
         group->all_reduce(Tensor(&x, DType::f32, {1}));
       } catch (const CommunicationError& error) {
         EXPECT_NE(std::string(error.what()).find("another rank failed"), std::string::npos);

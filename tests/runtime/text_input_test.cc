@@ -87,6 +87,23 @@ TEST(TextInput, WhatFollowsCompressedDataIsNotLost) {
               HasSubstr("cut short"));
 }
 
+// What a writer that lost its blocks leaves: the library takes it where it decodes piece by piece.
+TEST(TextInput, AFrameHoldsWhatItsHeaderSays) {
+  const TemporaryDirectory directory;
+  using namespace std::string_literals;
+  const std::string magic = "\x28\xB5\x2F\xFD", empty_last_block = "\x01\0\0"s;
+  // Descriptor, window, and the size less 256 in two bytes.
+  const std::string lost = magic + "\x40\x2C\x2C\x01" + empty_last_block;
+  for (const std::string& stored : {lost, zstd("before") + lost, lost + zstd("after")})
+    for (const size_t at_once : {4, 4096}) {
+      TextReaderOptions options{.inputs = {directory.write("a.zst", stored)}};
+      options.read_bytes = at_once;
+      EXPECT_THAT(error_of(std::move(options)), HasSubstr("Cannot read ")) << at_once;
+    }
+  const std::string nothing = magic + "\x00\x2C"s + empty_last_block;  // of a size that is not told
+  EXPECT_THAT(read_all({.inputs = {directory.write("b.zst", nothing + zstd("x"))}}), ElementsAre("x"));
+}
+
 TEST(TextInput, OtherFormatsAreNamedAndRefused) {
   const TemporaryDirectory directory;
   std::string tar(512, '\0');
