@@ -41,7 +41,7 @@ struct Record {
 constexpr uint64_t kMagic = 0x3330475250585854;  // "TXXPRG03"
 constexpr size_t kEachOnItsLine = 16;            // ranks of a table
 
-Record* record = nullptr;  // this rank's
+thread_local Record* record = nullptr;  // this rank's, in the thread that is the rank
 std::string record_directory;
 int record_size = 0;
 
@@ -71,6 +71,7 @@ std::string host_name() {
 }
 
 void observe_wait(const WaitStatus* status) {
+  if (record == nullptr) return;
   if (status != nullptr) {
     assign(record->communicator, status->communicator);
     assign(record->operation, status->operation);

@@ -29,8 +29,8 @@ struct Progress {
 // Rank 0, before any rank opens its record: removes what an earlier start left in `directory`.
 void clear_progress(const std::string& directory);
 
-// Creates this rank's record in `directory`, which must exist, and lets communicators report what they wait
-// for. One a process; it stays until the process ends. Throws UsageError where the file cannot be made.
+// Creates this rank's record in `directory`, which must exist, and lets communicators report what this thread
+// waits for. Only this thread writes it from then on. Throws UsageError where the file cannot be made.
 void open_progress(const std::string& directory, int rank, int size);
 // Notes what this rank does next; cheap. Does nothing before open_progress.
 void publish_progress(int64_t step, std::string_view action);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <ctime>
@@ -53,7 +54,9 @@ void on_signal(int signal) {
   }
   int none = 0;
   exit_signal.compare_exchange_strong(none, signal);
+  const int error = errno;  // of what is interrupted here
   if (signal == SIGINT) on_interrupt();
+  errno = error;
 }
 
 constexpr int kSignals[] = {SIGUSR1, SIGUSR2, SIGINT, SIGTERM, SIGHUP};

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <climits>
 #include <csignal>
 #include <cstring>
@@ -22,12 +23,14 @@ static_assert(std::atomic<int>::is_always_lock_free, "used in signal handlers");
 pid_t owner = 0;  // a child that has not called exec yet owns none of the files
 
 void remove_and_end(int signal) {
+  const int error = errno;
   if (::getpid() == owner) {
     for (const Slot& slot : slots)
       if (slot.state == kNamed) ::unlink(slot.path);
   }
   // The disposition is back at its default (SA_RESETHAND): the signal comes when this handler returns.
   ::raise(signal);
+  errno = error;
 }
 
 }  // namespace

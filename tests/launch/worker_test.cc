@@ -267,43 +267,42 @@ TEST(Progress, RecordsAreReadFromFiles) {
   const std::string directory = ::testing::TempDir() + "/progress_test_" + std::to_string(getpid());
   EXPECT_THROW(open_progress(directory + "/missing", 0, 1), UsageError);
   std::filesystem::create_directories(directory);
-  open_progress(directory, 1, 2);
-  publish_progress(
-      41, "train 1F3 and a name that is longer than the field of the record, which is cut to its size");
-  const std::vector<Progress> records = read_progress(directory, 2);
-  ASSERT_EQ(records.size(), 1u);
-  EXPECT_EQ(records[0].rank, 1);
-  EXPECT_EQ(records[0].step, 41);
-  EXPECT_EQ(records[0].pid, getpid());
-  EXPECT_EQ(records[0].action.size(), 63u);
-  EXPECT_EQ(records[0].state, "");
-  EXPECT_FALSE(records[0].waiting);
-  EXPECT_THAT(progress_table(), HasSubstr("rank 1 "));
-
-  // A rank that comes late is what the other waits for while it does.
   run_as_ranks(2, [&](Communicator& world) {
-    if (world.rank() == 1) {
-      for (int i = 0; i < 500 && !read_progress(directory, 2)[0].waiting; ++i) usleep(10000);
-      const Progress p = read_progress(directory, 2)[0];
-      EXPECT_TRUE(p.waiting);
-      EXPECT_EQ(p.peer, 1);
-      EXPECT_THAT(p.operation, HasSubstr("world"));
+    const auto shown = [&] { return read_progress(directory, 2).at(0); };
+    if (world.rank() == 0) {
+      open_progress(directory, 1, 2);
+      publish_progress(
+          41, "train 1F3 and a name that is longer than the field of the record, which is cut to its size");
+      EXPECT_EQ(shown().rank, 1);
+      EXPECT_EQ(shown().step, 41);
+      EXPECT_EQ(shown().pid, getpid());
+      EXPECT_EQ(shown().action.size(), 63u);
+      EXPECT_EQ(shown().state, "");
+      EXPECT_FALSE(shown().waiting);
+      EXPECT_THAT(progress_table(), HasSubstr("rank 1 "));
     }
     world.barrier();
-  });
-  EXPECT_FALSE(read_progress(directory, 2)[0].waiting);
-  // After a wait in vain it still shows: whoever reports for all may read it before this rank has said more.
-  run_as_ranks(2, [](Communicator& world) {
+    // A rank that comes late is what the other waits for while it does.
+    if (world.rank() == 1) {
+      for (int i = 0; i < 500 && !shown().waiting; ++i) usleep(10000);
+      EXPECT_TRUE(shown().waiting);
+      EXPECT_EQ(shown().peer, 1);
+      EXPECT_THAT(shown().operation, HasSubstr("world"));
+    }
+    world.barrier();
+    if (world.rank() == 1) return;
+    EXPECT_FALSE(shown().waiting);
+    // After a wait in vain it still shows: whoever reports for all may read it before this rank has said
+    // more.
     world.set_timeout(std::chrono::milliseconds(20));
     float x = 0;
-    if (world.rank() == 1) return;
     EXPECT_THROW(world.receive(Tensor(&x, DType::f32, {1}), 1).wait(), CommunicationError);
+    EXPECT_TRUE(shown().waiting);
+    EXPECT_THAT(shown().operation, HasSubstr("receive"));
+    publish_failure(6, "loss is nan");
+    EXPECT_EQ(shown().failure, 6);
+    EXPECT_EQ(shown().message, "loss is nan");
   });
-  EXPECT_TRUE(read_progress(directory, 2)[0].waiting);
-  EXPECT_THAT(read_progress(directory, 2)[0].operation, HasSubstr("receive"));
-  publish_failure(6, "loss is nan");
-  EXPECT_EQ(read_progress(directory, 2)[0].failure, 6);
-  EXPECT_EQ(read_progress(directory, 2)[0].message, "loss is nan");
   clear_progress(directory);
   EXPECT_TRUE(read_progress(directory, 2).empty());
   std::filesystem::remove_all(directory);
