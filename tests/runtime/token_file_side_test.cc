@@ -229,7 +229,8 @@ void write_sparse(const std::string& prefix, int64_t documents) {
 }
 
 TEST(TokenFile, OpensAnIndexOfAHundredMillionDocumentsAtTheSpeedOfMemory) {
-  constexpr double kLimit = 4;  // seconds of CPU, the kernel's among them; a message formed for each takes 30
+  constexpr double kLimit =
+      4 * kSlower;  // seconds of CPU, the kernel's among them; a message formed for each takes 30
   const TemporaryDirectory directory;
   constexpr int64_t kDocuments = 100'000'000 / kSlower;
   write_sparse(directory / "set", kDocuments);
