@@ -137,7 +137,7 @@ case_network_cut() {
   wait $job || status=$?
   expect 7 "what every rank did last" "$id-a, $id-b; is the network between them up?" "exit code 7"
   for rank in 0 1 2 3; do
-    grep -qE "error: Rank $rank in [a-z_]+ #[0-9]+ of '[^']+': waited [$limit-9]\.[0-9] s for ranks? [0-3] \($id-[ab]\)" \
+    grep -qE "error: Rank $rank in [a-z_]+ #[0-9]+ of '[^']+': waited $limit\.[0-9] s for ranks? [0-3] \($id-[ab]\)" \
       "run/log/rank-$rank.txt" || wrong "rank $rank does not say what it waited for: $(tail -n 3 "run/log/rank-$rank.txt")"
   done
 }
